@@ -42,9 +42,12 @@ def pml(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     [
         (["probe", "rnak=4"], "error: rnak: no such key; did you mean 'rank'?"),
         (["swep"], "Did you mean 'sweep'?"),
-        (["settings", "trian"], "error: trian: no group, command or key; did you mean 'train'?"),
-        (["settings", "lr"], "error: lr: no group, command or key; did you mean 'train.lr'?"),
-        (["settings", "memorise"], "memorise: no group, command or key; did you mean 'memorize'?"),
+        (["settings", "trian"], "error: trian: not a group, command or key; did you mean 'train'?"),
+        (["settings", "lr"], "error: lr: not a group, command or key; did you mean 'train.lr'?"),
+        (
+            ["settings", "memorise"],
+            "memorise: not a group, command or key; did you mean 'memorize'?",
+        ),
         (["settings", "train.lrr"], "error: train.lrr: no such key; did you mean 'train.lr'?"),
         (["settings", "train.lr=1"], "error: train.lr=1: train.lr has no options"),
         (["settings", "loss=stf"], "error: loss=stf: no such option; did you mean 'sft'?"),

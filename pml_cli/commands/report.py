@@ -125,7 +125,7 @@ def _file(paths: list[Path], settings: Report) -> Path:
 
     if file.exists() and not _is_page(file):
         option = f"out={settings.out}" if settings.out else str(file)
-        raise UserError(f"{option}: {file} is there and is no page of pml; give another out=")
+        raise UserError(f"{option}: {file} exists and was not written by pml; give another out=")
     return file
 
 

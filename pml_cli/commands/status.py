@@ -40,7 +40,9 @@ def run(out: Path, console: Console, *, as_json: bool = False, watch: bool = Fal
         UserError: the folder does not exist or holds no sweep.
     """
     if as_json and watch:
-        raise UserError("--json: not with --watch; call it as often as you like")
+        raise UserError(
+            "--json: cannot be combined with --watch; call the command repeatedly instead"
+        )
 
     # The same watcher for all snapshots: it remembers the cells that are done.
     watcher = Watcher(out)

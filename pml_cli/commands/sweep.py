@@ -69,7 +69,7 @@ def run(
     console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     # Raises before anything is written, so that a refused sweep leaves no folder behind.
     if design is not None and not dry_run:
-        raise UserError(f"--design {design}: goes with --dry-run")
+        raise UserError(f"--design {design}: needs --dry-run")
     pilot = pilot_at(design) if design is not None else None
     plan = plan_sweep(request, retry=retry, download=not dry_run)
     if dry_run:

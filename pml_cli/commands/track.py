@@ -70,7 +70,7 @@ def run(
             holds no finished run; what the tracker refuses.
     """
     if every is not None and not follow:
-        raise UserError(f"--every {every:g}: goes with --follow")
+        raise UserError(f"--every {every:g}: needs --follow")
     if not path.is_dir():
         reason = "a file; give a folder of runs" if path.exists() else "no such folder"
         raise UserError(f"{path}: {reason}")

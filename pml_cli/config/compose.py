@@ -89,7 +89,9 @@ def _parse_override(
     quoted = _short(text)
     if text[:1] in ("+", "~"):
         bare = quoted.lstrip("+~") or "key"
-        raise UserError(f"{quoted}: no {text[0]} here, every setting is declared; write {bare}")
+        raise UserError(
+            f"{quoted}: {text[0]} is not supported, every setting has a value; write {bare}"
+        )
     key, equals, value = text.partition("=")
     if _depth(text) > MAX_DEPTH:
         raise UserError(f"{_short(key)}: its value is nested too deep")

@@ -148,7 +148,7 @@ def _with_key(listed: list[Section], key: str) -> list[Section]:
     near = nearest_key(key, [*names, *FLAGS_ONLY, *keys_listed])
     hint = f"did you mean {near!r}? " if near else ""
     allowed = f"allowed: {', '.join(sorted(names))}, or a key such as train.lr"
-    raise UserError(f"{key}: no group, command or key; {hint}{allowed}")
+    raise UserError(f"{key}: not a group, command or key; {hint}{allowed}")
 
 
 def _sections_of(name: str, config_dir: Path | None) -> list[Section]:

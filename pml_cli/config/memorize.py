@@ -151,7 +151,7 @@ def data_of_files(files: Sequence[Path], given: Collection[str]) -> list[str]:
     """
     beside = sorted(set(given) & {"data", "data.path"})
     if beside:
-        raise UserError(f"{files[0]}: not beside {beside[0]}=; leave one of them out")
+        raise UserError(f"{files[0]}: cannot be combined with {beside[0]}=; leave one of them out")
 
     tables = [file for file in files if is_table(file)]
     if tables and len(files) > 1:

@@ -56,7 +56,7 @@ class RunSettings(ReportSettings):
         suggestions=("auto", "cpu", "cuda"),
     )
     trust_remote_code: bool = setting(
-        False, help="take runs of model.trust_remote_code too, which runs their models' code"
+        False, help="also take runs with model.trust_remote_code, which executes their models' code"
     )
     model: MovedModel = field(default_factory=MovedModel)
     data: MovedData = field(default_factory=MovedData)
@@ -82,8 +82,8 @@ class LawSettings(ReportSettings):
     )
     unconverged: str = setting(
         "censor",
-        help="cells that had not converged: their gain is at least as measured, at most that and "
-        "expected_gain (censor); or they are left out (drop), or count as measured (keep)",
+        help="cells that had not converged: censor (their gain lies between the measured one and "
+        "that plus expected_gain), drop (leave them out) or keep (take the gain as measured)",
         choices=("censor", "drop", "keep"),
     )
     x: str = setting(
@@ -129,7 +129,7 @@ class Predict(ReportSettings):
     )
     facts: list[float] = setting(
         [],
-        help="in place of seqlen: so many facts, all to be recalled; facts=300",
+        help="number of facts that must all be recalled, instead of seqlen; facts=300",
         minimum=1,
         finite=True,
     )
@@ -138,7 +138,7 @@ class Predict(ReportSettings):
     )
     per_rank: float | None = setting(
         None,
-        help="trainable parameters a rank of a model or placement that was not trained; with base=",
+        help="trainable parameters per rank of a model or placement not trained here; needs base=",
         minimum=1,
         finite=True,
         special={None: "those that were trained"},
@@ -208,7 +208,7 @@ class Forgetting(RunSettings):
 
     kinds: list[str] = setting(
         list(TEXT_KINDS),
-        help="kinds of text; own: what the base model writes by itself",
+        help="kinds of text; own: text sampled from the base model",
         choices=TEXT_KINDS,
     )
     text: str | None = setting(

@@ -368,7 +368,10 @@ def _length_faults(grids: list[Grid]) -> Iterator[str]:
         if samples and lengths:
             samples_text = f"data.samples={','.join(map(value_text, samples))}"
             lengths_text = f"seqlen={','.join(map(value_text, lengths))}"
-            yield f"{samples_text}: not beside {lengths_text}; leave one out, or give seqlen=all"
+            yield (
+                f"{samples_text}: cannot be combined with {lengths_text}; leave one out, or give "
+                "seqlen=all"
+            )
 
 
 def _device_faults(cells: list[RootSettings]) -> Iterator[str]:

@@ -135,12 +135,12 @@ class Data(Settings):
     )
     thinking: bool | None = setting(
         None,
-        help="whether the chat template opens the answer for thinking",
+        help="enable the thinking mode of the chat template",
         special={None: "as the template does by itself"},
     )
     date: str = setting(
         TEMPLATE_DATE,
-        help="the date that a chat template reads off the clock",
+        help="date for chat templates that insert today's date",
         pattern=r"\d{4}-\d\d-\d\d",
         allowed="a date: 2025-12-31",
     )
@@ -316,7 +316,7 @@ class Loss(Settings):
     )
     keep_harm: float = setting(
         0.0,
-        help="most harm to other text: the weight is found in training, from loss.keep on",
+        help="largest rise of the loss on other text: the weight adapts to it, from loss.keep on",
         unit="nats per token",
         minimum=0,
         finite=True,
@@ -368,7 +368,7 @@ class Train(Settings):
         minimum=1,
         special={None: "by steps"},
     )
-    batch: int = setting(0, help="samples a step", minimum=0, special={0: "all samples"})
+    batch: int = setting(0, help="samples per step", minimum=0, special={0: "all samples"})
     curriculum: list[int] = setting(
         [], help="epochs at which more samples come into use; [20,40]: a third, two thirds, all"
     )
@@ -402,7 +402,7 @@ class Train(Settings):
     )
     tolerance: float = setting(
         0.05,
-        help="expected gain of three times as many passes again at which a cell has converged",
+        help="a cell has converged once four times its passes are expected to gain less than this",
         unit="nats per token",
         above=0,
         finite=True,
@@ -410,7 +410,7 @@ class Train(Settings):
     decode: bool = setting(True, help="after training, also decode greedily from the prompt")
     start: str | None = setting(
         None,
-        help="adapter_model.safetensors of the same rank and modules to begin from",
+        help="adapter_model.safetensors to start from; same rank and modules",
         path="existing file",
         special={None: "untrained"},
     )
@@ -480,7 +480,7 @@ class Launch(Settings):
     )
     stale_seconds: float = setting(
         120.0,
-        help="age of the last heartbeat at which a process of another machine counts as dead",
+        help="a process of another machine counts as dead once its last heartbeat is this old",
         unit="seconds",
         minimum=5,
         finite=True,

@@ -146,7 +146,7 @@ class Declaration:
         return value
 
     def help_text(self) -> str:
-        """The help with unit, choices and special values: `samples a step (0: all of them)`."""
+        """The help with unit, choices and special values: `samples per step (0: all of them)`."""
         return _with_notes(
             self.help, [self.unit, self._choices_text(), _special_text(self.special)]
         )

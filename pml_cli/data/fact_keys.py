@@ -388,7 +388,7 @@ def _content_text(row: Row, place: str, content: Any) -> str:
     for part in parts:
         if isinstance(part, dict) and part.get("text") is None:
             kind = printable(part.get("type", "an object"))
-            raise UserError(f"{row.where}: {place} has a part that is no text ({kind})")
+            raise UserError(f"{row.where}: {place} has a part that is not text ({kind})")
         texts.append(text_of(row, place, part["text"] if isinstance(part, dict) else part))
     return "".join(texts)
 

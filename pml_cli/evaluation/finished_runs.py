@@ -351,8 +351,7 @@ def _subject(fields: dict[str, Any], settings: RunSettings) -> EvalRun:
         )
     if not _weights(folder.adapter).is_file():
         raise UserError(
-            f"{folder.path}: no adapter/ folder: was it deleted, or the run made with "
-            "save_adapter=false?"
+            f"{folder.path}: this run has no adapter/ folder, so there is nothing to measure"
         )
 
     run = read_run(

@@ -162,7 +162,7 @@ class SweepManifest:
         if "settings" not in body:
             raise UserError(
                 f"{self.path}: written by an older pml, without the settings of its cells; "
-                "run the same sweep command again, which writes it anew"
+                "run the same sweep command again to rewrite it"
             )
         try:
             groups = {}

@@ -132,7 +132,9 @@ def config_folder(file: Path) -> Path:
 
 def _check_readable(file: Path) -> None:
     if not is_gguf(file):
-        raise UserError(f"model.path={file}: is a file, but no GGUF file; must be a folder or GGUF")
+        raise UserError(
+            f"model.path={file}: is a file, but not a GGUF file; must be a folder or GGUF"
+        )
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"model.path={file}: GGUF needs an extra: pip install 'pml-cli[gguf]'")
 

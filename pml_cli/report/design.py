@@ -38,7 +38,7 @@ def pilot_at(path: Path) -> FittedLaw:
 
     laws = [law for law in load(path) if law.form is not None and law.axis.name == "rank"]
     if not laws:
-        raise UserError(f"--design {path}: no law of the gain by rank there")
+        raise UserError(f"--design {path}: this report has no law of the gain by rank")
     return laws[0]
 
 

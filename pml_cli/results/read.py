@@ -243,7 +243,7 @@ def _check_name(folder: Path) -> None:
     try:
         str(folder).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(f"{folder}: its name is no UTF-8; rename it") from error
+        raise UserError(f"{folder}: its name is not valid UTF-8; rename it") from error
 
 
 def _read_result(path: Path) -> dict[str, Any] | None:

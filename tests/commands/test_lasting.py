@@ -282,7 +282,7 @@ def damage_report(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (empty_adapter, "no adapter/ folder: was it deleted"),
+        (empty_adapter, "this run has no adapter/ folder"),
         (remove_config, "No such file"),
         (empty_environment, "train this run again"),
         (change_tokens, "no longer what it was trained on"),

@@ -219,7 +219,7 @@ def test_an_adapter_that_cannot_be_measured_is_one_line(quick, folder, adapter, 
         (("adapter", "nowhere.txt"), "nowhere.txt: no such file"),
         (("adapter", "notes.txt", "notes.txt"), "notes.txt: one text at a time"),
         (("adapter", "notes.txt", "train.lr=1"), "train.lr: pml measure trains nothing"),
-        (("adapter", "notes.txt", "data=text"), "not beside data="),
+        (("adapter", "notes.txt", "data=text"), "cannot be combined with data="),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(quick, adapter, tmp_path, arguments, message):

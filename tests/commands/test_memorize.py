@@ -56,7 +56,7 @@ def test_from_a_file_of_facts_to_an_adapter(quick, tmp_path):
     [
         (["nowhere.jsonl"], "error: nowhere.jsonl: no such file"),
         ([], "error: FILE: give a file of facts or a text, or data=..."),
-        (["facts.jsonl", "data=text"], "error: facts.jsonl: not beside data=;"),
+        (["facts.jsonl", "data=text"], "error: facts.jsonl: cannot be combined with data=;"),
         (["facts.jsonl", "train.lr=1,2"], "error: train.lr: takes one value"),
         (["facts.jsonl", "--exact", "0.9"], "error: --exact 0.9: must be above 0%"),
         (["facts.jsonl", "--budget", "soon"], "error: --budget soon: must be a duration"),

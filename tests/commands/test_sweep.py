@@ -433,7 +433,7 @@ def test_a_dry_run_says_how_sharp_the_law_will_be(tmp_path, quick, law_report):
     assert "three ranks and three lengths" in quick("sweep", "seqlen=8", "--dry-run").stdout
 
     refused = quick("sweep", "rank=2", "--design", str(law_report))
-    assert refused.returncode == 2 and "goes with --dry-run" in refused.stderr
+    assert refused.returncode == 2 and "needs --dry-run" in refused.stderr
     refused = quick("memft", "rank=2", "--dry-run", "--design", str(law_report))
     assert refused.returncode == 2 and "pml memft does not" in refused.stderr
 

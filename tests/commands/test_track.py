@@ -216,7 +216,7 @@ def test_bad_input_is_one_line(quick, runs, listing, tmp_path, monkeypatch):
         "'tensorboard'? allowed: ",
         ("runs",): "error: Missing option '--to'",
         ("runs", "--to", "listing", "--project", "a/b"): "error: --project a/b: must be letters",
-        ("runs", "--to", "listing", "--every", "5"): "error: --every 5: goes with --follow",
+        ("runs", "--to", "listing", "--every", "5"): "error: --every 5: needs --follow",
         ("runs", "--to", "listing", "--follow", "--every", "0"): "error: ",
         ("runs", "--to", "listing", "--out", "file/x"): "error: --out file/x: cannot make",
     }

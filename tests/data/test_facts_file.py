@@ -341,7 +341,7 @@ FAULTS = {
     ),
     "image": (
         [openai([("user", [{"type": "image"}]), ("assistant", "a")])],
-        "line 1: messages, turn 1 has a part that is no text (image)",
+        "line 1: messages, turn 1 has a part that is not text (image)",
     ),
     "tool calls": (
         [{"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]}],

@@ -92,7 +92,7 @@ FAULTS = {
     ),
     "both": (
         ["data=jsonl", "data.path={file}", "data.samples=3,4", "seqlen=9,all"],
-        "data.samples=3,4: not beside seqlen=9; leave one out, or give seqlen=all",
+        "data.samples=3,4: cannot be combined with seqlen=9; leave one out, or give seqlen=all",
     ),
     "none": (["data=phonebook", "data.samples=0"], "data.samples=0: must be null or at least 1"),
     "of a text": (["data=text", "data.samples=3"], "data.samples: no such key (of data=text)"),

@@ -289,7 +289,7 @@ def test_where_the_page_goes(tmp_path, quick, monkeypatch):
     kept = (tmp_path / "runs/run0/result.json").read_bytes()
     for place in ("runs/run0/result.json", "/dev/null"):
         refused = quick("report", "runs", f"out={place}", "draws=0")
-        assert refused.returncode == 2 and "no page of pml" in refused.stderr
+        assert refused.returncode == 2 and "was not written by pml" in refused.stderr
     assert (tmp_path / "runs/run0/result.json").read_bytes() == kept
     assert quick("report", "runs/run0", "draws=0").returncode == 0
     assert (tmp_path / "runs/run0.html").exists()

@@ -96,7 +96,7 @@ def test_a_folder_with_runs_of_another_format_is_refused(tmp_path):
 def test_a_folder_whose_name_is_no_text_is_named(tmp_path):
     RunFolder(tmp_path, "run").finish(result(2, 32))
     (tmp_path / "run").rename(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff"))
-    with pytest.raises(UserError, match="its name is no UTF-8; rename it"):
+    with pytest.raises(UserError, match="its name is not valid UTF-8; rename it"):
         read_runs([tmp_path])
     left_out = []
     assert read_runs([tmp_path], left_out=left_out).empty and len(left_out) == 1

@@ -56,7 +56,7 @@ class SlurmLaunch(Launch):
     qos: str | None = setting(None, help="sbatch --qos", one_line=True)
     time: int = setting(
         240,
-        help="time limit of a task; what is unfinished goes on in the next one",
+        help="time limit of a task; unfinished cells continue in the next one",
         unit="minutes",
         minimum=1,
     )
