@@ -148,7 +148,7 @@ def test_runs_are_selected_and_copies_left_out(tmp_path):
     write_run(tmp_path / "copy", "a-0123456789", token_table(), rank=2)
     notes = []
     assert len(transition_runs([tmp_path], Transition(), notes)) == 2
-    assert notes[0].startswith("1 copy of runs, which count once: ")
+    assert notes[0].startswith("1 duplicate run ignored: ")
     assert transition_runs([tmp_path], Transition(rank=[8]))["rank"].tolist() == [8]
     for settings, message in (
         (Transition(rank=[3]), "rank=3: no finished run has it; .* has 2, 8"),

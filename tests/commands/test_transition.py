@@ -107,7 +107,7 @@ def test_groups_filters_and_copies(tmp_path, capsys):
     write_run(tmp_path / "x", "b", token_table(), rank=8, loss="memft_ot")
     write_run(tmp_path / "y", "a-0123456789", token_table(), rank=2)
     code, text = report(tmp_path)
-    assert capsys.readouterr().err.startswith("warning: 1 copy of runs, which count once: ")
+    assert capsys.readouterr().err.startswith("warning: 1 duplicate run ignored: ")
     assert code == 0 and "2 groups that differ in loss" in text
     written = content(tmp_path)
     assert written["inputs"]["runs"] == 2
