@@ -143,7 +143,9 @@ def threshold_points(group: str, cells: pd.DataFrame) -> pd.DataFrame:
                 "outside": outside,
             }
         )
-    return pd.DataFrame(rows, columns=list(POINT_COLUMNS))
+    table = pd.DataFrame(rows, columns=list(POINT_COLUMNS))
+    # A table without rows has no types, and would take them from those it is joined with.
+    return table.astype(dict.fromkeys(("length", "bits", "parameters", "log_step"), float))
 
 
 def _nats(runs: pd.DataFrame) -> float:

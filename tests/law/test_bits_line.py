@@ -97,6 +97,14 @@ def test_the_line_of_one_text_has_no_interval_and_no_band(tmp_path):
     assert stored.texts == 1 and math.isnan(stored.s_low)
 
 
+def test_a_group_without_a_threshold_leaves_the_others_their_numbers():
+    """Its table has no rows, and so no types of its own."""
+    columns = ["data_seed", "target_tokens", "effective_parameters", "exact_match"]
+    empty = threshold_points("none", pd.DataFrame(columns=columns))
+    joined = pd.concat([empty, empty], ignore_index=True)
+    assert all(joined[name].dtype == float for name in ("length", "bits", "parameters"))
+
+
 def test_bits_are_those_of_the_shorter_code_and_thresholds_beyond_the_ranks_are_left_out():
     """Random tokens have ln V nats, where the base model needs more; real text has those of it."""
     rows = [

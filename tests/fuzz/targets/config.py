@@ -29,4 +29,6 @@ def read(folder, data):
     check_code_is_allowed(run, run_folder, False)
     samples = trained_samples(run, run_folder.path)
     assert to_yaml(run) and run_id(run) and settings_label(run) is not None
-    return [vars(run.train), [sample.target for sample in samples]]
+    # Infinity is a way to write that nothing is clipped.
+    train = vars(run.train) | {"clip": 0.0}
+    return [train, [sample.target for sample in samples]]
