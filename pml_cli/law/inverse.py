@@ -464,8 +464,9 @@ def _rounded(value: float, *, upward: bool) -> float:
 
 
 def _exp(logs: Array) -> Array:
-    """exp of (1 + D,) values, finite for any of them."""
-    return np.asarray(np.exp(np.minimum(logs, 700.0)))
+    """exp of (1 + D,) values; infinite, in JSON null, where no number holds it."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.exp(logs))
 
 
 def with_band(values: Array) -> Prediction:
