@@ -161,7 +161,7 @@ def _margin_lines(methods: Sequence[str], all_ranks: ByCondition) -> Iterator[st
         of_loss = f" (loss.margin={aim:g})" if method.startswith("memft_margin") else ""
         line = (
             f"{_one_line(method)}: margins fell by up to {margins}; train.stop_margin={aim:g}"
-            f"{of_loss} would have stood that"
+            f"{of_loss} would have withstood that"
         )
         if not math.isnan(trained["least_whole"]):
             line += f"; the least margin of what was whole is {trained['least_whole']:.2f}"
