@@ -307,6 +307,8 @@ Every = Annotated[
     typer.Option(
         "--every",
         min=1,
+        # A day; what no clock holds would end the command.
+        max=86_400,
         metavar="SECONDS",
         help="Seconds between two checks of --follow (default: 30).",
         show_default=False,

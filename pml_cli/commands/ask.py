@@ -131,7 +131,7 @@ def _questions(interview: Interview, texts: Sequence[str]) -> list[Question]:
     questions: list[str] = []
     for text in texts:
         # Not splitlines(), which also splits at characters that a question may hold.
-        lines = sys.stdin.read().split("\n") if text == STANDARD_INPUT else [text]
+        lines = _standard_input().split("\n") if text == STANDARD_INPUT else [text]
         questions += [line for line in lines if line.strip()]
     if questions:
         return [question for text in questions for question in interview.questions(text)]
@@ -141,6 +141,15 @@ def _questions(interview: Interview, texts: Sequence[str]) -> list[Question]:
     turns = interview.samples[0].turns
     example = f", such as {shown(turns[-1][1], QUESTION_WIDTH)}" if turns else ""
     raise UserError(f"no question: give one{example}, or - for one a line of standard input")
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:
+        raise UserError("-: standard input is closed")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"-: standard input is no UTF-8 text (byte {error.start})") from error
 
 
 def _load(

@@ -34,16 +34,18 @@ from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import exit_code, say_outdated
 from pml_cli.report.tables.capacity import capacity_report
 from pml_cli.report.tables.data import show_warnings
-from pml_cli.results.fields import ResultFields
 from pml_cli.results.folder import RunFolder
 from pml_cli.results.output_folder import check_output_folder, disk_faults
+from pml_cli.results.read import own_result
 from pml_cli.results.run_folders import RunFolders
 from pml_cli.results.run_id import settings_label
 from pml_cli.stats import LN2
-from pml_cli.validation import read_json
 
 # Nats of a token of text under a base model: enough for a first length.
 NATS_A_TOKEN = 3.5
+
+# Fields of result.json that the search goes on with.
+NEEDED = ("steps_run", "tokens_seen", "seconds", "trainable_parameters")
 
 # Of the length that plain training of as many parameters may hold, what growth begins with.
 FIRST_SHARE = 0.5
@@ -78,8 +80,8 @@ class GrownAdapter:
         """Take the outcome of an attempt that has ended."""
         attempt = Attempt(length=length, recalled=0)
         if folder.failure() is None:
-            result = result_of(folder)
-            wrong = result["first_failure"]
+            result = own_result(folder, NEEDED)
+            wrong = result.get("first_failure")
             attempt = Attempt(
                 length=length,
                 recalled=length if wrong is None else wrong,
@@ -263,7 +265,8 @@ def _row(adapter: GrownAdapter) -> dict[str, Any] | None:
     """What one adapter holds; None where every attempt has failed."""
     growth = adapter.growth
     results = [
-        result_of(folder) if folder.failure() is None else None for folder in adapter.folders
+        own_result(folder, NEEDED) if folder.failure() is None else None
+        for folder in adapter.folders
     ]
     trained = [result for result in results if result is not None]
     if not trained:
@@ -275,7 +278,7 @@ def _row(adapter: GrownAdapter) -> dict[str, Any] | None:
     nats = best["base_loss"] if best["source_nats"] is None else best["source_nats"]
     columns = ("model", "data", "data_seed", "adapter", "loss", "layer", "lr", "steps", "seed")
     return {
-        **{name: best[name] for name in columns},
+        **{name: best.get(name) for name in columns},
         "rank": adapter.run.rank,
         "setting": settings_label(resolved_run(adapter.run)),
         "parameters": best["trainable_parameters"],
@@ -289,14 +292,3 @@ def _row(adapter: GrownAdapter) -> dict[str, Any] | None:
         "seconds": sum(result["seconds"] for result in trained),
         "run": None if growth.best is None else adapter.folders[growth.best].id,
     }
-
-
-def result_of(folder: RunFolder) -> dict[str, Any]:
-    """result.json of an attempt.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    remedy = "delete it and run the same command again"
-    content: dict[str, Any] = read_json(folder.result, ResultFields, remedy)
-    return content

@@ -66,13 +66,11 @@ from pml_cli.report.sweep_summary import exit_code, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables import memorize as memorize_table
 from pml_cli.report.tables.data import show_warnings
-from pml_cli.results.fields import ResultFields
 from pml_cli.results.folder import RunFolder, copy_adapter
 from pml_cli.results.output_folder import check_output_folder, disk_faults
-from pml_cli.results.read import read_runs
+from pml_cli.results.read import own_result, read_runs
 from pml_cli.results.run_folders import RunFolders, run_key
 from pml_cli.stats import LN2
-from pml_cli.validation import read_json
 
 # The training keeps to this share of the limit, on text of its own: other text is harmed up to 1.4
 # times as much on the embedded model, up to 2.2 times on SmolLM2 (benchmarks/README.md).
@@ -80,6 +78,9 @@ HARM_SHARE = 0.5
 
 # Nats of a token of text under a base model: enough for a first guess.
 NATS_A_TOKEN = 3.5
+
+# Fields of result.json that the search goes on with.
+NEEDED = ("exact_match", "token_accuracy", "seconds")
 
 
 def run(
@@ -387,7 +388,7 @@ def trial_of(cell: CellPlan, folder: RunFolder) -> Trial:
     rank, seed = cell.run.rank, cell.run.seed
     if folder.failure() is not None:
         return Trial(rank=rank, seed=seed, recalled=0.0)
-    result = _result(folder)
+    result = own_result(folder, NEEDED)
     return Trial(
         rank=rank,
         seed=seed,
@@ -402,19 +403,13 @@ def _recalled(cell: CellPlan, result: dict[str, Any]) -> float:
     if _is_text(cell):
         names = ("free_accuracy", "token_accuracy")
     # Not decoded with train.decode=false.
-    free, forced = (result[name] for name in names)
-    return float(forced if free is None else free)
+    free = result.get(names[0])
+    return float(result[names[1]] if free is None else free)
 
 
 def _is_text(cell: CellPlan) -> bool:
     """Whether a cell learns one text, in which no facts can be counted."""
     return len(cell.samples) == 1 and not isinstance(cell.run.data, FactsData)
-
-
-def _result(folder: RunFolder) -> dict[str, Any]:
-    remedy = "delete it and run the same command again"
-    content: dict[str, Any] = read_json(folder.result, ResultFields, remedy)
-    return content
 
 
 def _show_plan(search: Search) -> int:
@@ -511,7 +506,9 @@ def _report(
     tried = []
     for trial in search.state.trials:
         folder = search.folder(trial)
-        seconds = 0.0 if folder.failure() is not None else float(_result(folder)["seconds"])
+        seconds = (
+            0.0 if folder.failure() is not None else float(own_result(folder, NEEDED)["seconds"])
+        )
         tried.append(TriedCell(trial=trial, run=folder.id, seconds=seconds))
 
     settings = jsonable(dataclasses.asdict(search.base))

@@ -86,7 +86,8 @@ def _parquet_rows(path: str, content: bytes) -> list[Row]:
         table = parquet.read_table(io.BytesIO(content))
         _check_distinct(path, "the table", table.column_names)
         rows = table.to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        # Dates and times beyond what Python holds overflow.
         reason = first_line(error)
         raise UserError(f"data.path={path}: parquet that cannot be read ({reason})") from error
 

@@ -258,5 +258,22 @@ def _read_result(path: Path) -> dict[str, Any] | None:
     return content
 
 
+def own_result(folder: RunFolder, needed: Sequence[str]) -> dict[str, Any]:
+    """result.json of a run that a search has trained, and goes on with.
+
+    Args:
+        needed: fields that it must have, and not as null.
+
+    Raises:
+        UserError: it cannot be read, or lacks a field.
+    """
+    remedy = "delete it and run the same command again"
+    content: dict[str, Any] = read_json(folder.result, ResultFields, remedy)
+    for name in needed:
+        if content.get(name) is None:
+            raise UserError(f"{folder.result}: has no {name}; {remedy}")
+    return content
+
+
 def _is_result(content: Any, *keys: str) -> bool:
     return isinstance(content, dict) and all(key in content for key in keys)

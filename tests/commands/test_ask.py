@@ -143,6 +143,15 @@ def test_text_is_continued_from_its_prompt(runs, ask):
     assert answer["prompt"] == "<|endoftext|>A function" and len(answer["tokens"]) == 3
 
 
+def test_standard_input_that_cannot_be_read(runs, ask, monkeypatch):
+    latin = io.TextIOWrapper(io.BytesIO("Wo? é".encode("latin-1")), encoding="utf-8")
+    for stdin, said in ((latin, "no UTF-8 text (byte 4)"), (None, "is closed")):
+        monkeypatch.setattr("sys.stdin", stdin)
+        code, _, err = ask(runs / "block", "-")
+        assert code == 2
+        assert f"-: standard input {'' if stdin is None else 'is '}{said}" in err
+
+
 def test_questions_from_standard_input(runs, ask, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(["", *FACTS, ""])))
     code, out, _ = ask(runs / "block", "-")

@@ -90,6 +90,17 @@ def test_objects_over_lines_are_read_without_copying_what_is_left(tmp_path, monk
     assert len(set(texts)) == 1
 
 
+def test_parquet_with_a_date_that_python_cannot_hold(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    days = pyarrow.array([2**31 - 1], pyarrow.int32()).cast(pyarrow.date32())
+    path = tmp_path / "facts.parquet"
+    parquet.write_table(pyarrow.table({"question": days, "answer": ["b"]}), path)
+    with pytest.raises(UserError, match="parquet that cannot be read"):
+        read_rows(str(path))
+
+
 def test_parquet_with_numbers_dates_and_lists(tmp_path):
     frame = pd.DataFrame(
         {

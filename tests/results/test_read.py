@@ -8,7 +8,13 @@ from support.planted_laws import result
 
 from pml_cli.errors import UserError
 from pml_cli.results.folder import RunFolder
-from pml_cli.results.read import check_formats, finished_runs, read_failures, read_runs
+from pml_cli.results.read import (
+    check_formats,
+    finished_runs,
+    own_result,
+    read_failures,
+    read_runs,
+)
 
 
 def test_finished_runs_are_those_of_every_folder(tmp_path):
@@ -100,3 +106,17 @@ def test_a_folder_whose_name_is_no_text_is_named(tmp_path):
         read_runs([tmp_path])
     left_out = []
     assert read_runs([tmp_path], left_out=left_out).empty and len(left_out) == 1
+
+
+@pytest.mark.parametrize("change", [{"seconds": None}, {"exact_match": "x"}], ids=str)
+def test_a_search_refuses_a_result_without_what_it_goes_on_with(tmp_path, change):
+    folder = RunFolder(tmp_path, "run-0123456789")
+    folder.finish({"exact_match": 1.0, "seconds": 2.0})
+    needed = ("exact_match", "seconds")
+    assert own_result(folder, needed)["seconds"] == 2.0
+
+    folder = RunFolder(tmp_path, "other-0123456789")
+    folder.finish({"exact_match": 1.0, "seconds": 2.0} | change)
+    (name,) = change
+    with pytest.raises(UserError, match=rf"result\.json: .*{name}.*run the same command again"):
+        own_result(folder, needed)
