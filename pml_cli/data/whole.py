@@ -13,11 +13,13 @@ from pml_cli.data.fact_keys import CHAT_KEYS, PROMPT_KEYS, TARGET_KEYS, TEXT_KEY
 from pml_cli.data.facts_file import read_rows
 from pml_cli.data.opened import source_of
 from pml_cli.data.resolve import resolved_run
+from pml_cli.data.row_values import text_of
 from pml_cli.data.text_file import read_text
 from pml_cli.io import write_text
 from pml_cli.model.dims import model_dims
 from pml_cli.model.tokenizer import open_tokenizer
 from pml_cli.model.tokenizer_backend import has_tokenizer
+from pml_cli.validation import read_regular
 
 # What a row with a text may call it, and names of keys that make a fact of it.
 NAME_KEYS = ("title", "name", "heading", "file", "id")
@@ -61,7 +63,11 @@ def named_texts(files: Sequence[Path], run: Run) -> list[tuple[str, str]]:
         if keys.keys() & FACT_KEYS or not isinstance(text, str) or not text.strip():
             return []
         name_key = next((keys[name] for name in NAME_KEYS if name in keys), "")
-        texts.append((str(row.fields.get(name_key) or f"Text {number}"), text))
+        name = str(row.fields.get(name_key) or f"Text {number}")
+        # Half of a cut emoji can be in neither.
+        for key, value in ((name_key, name), (text_key or "", text)):
+            text_of(row, key, value, None)
+        texts.append((name, text))
     return texts
 
 
@@ -83,11 +89,19 @@ def texts_file(texts: Sequence[tuple[str, str]], folder: Path) -> Path:
     rows = [{"question": name, "matching": text} for name, text in texts]
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path = folder / f"{TEXTS_FILE}.jsonl"
-    if path.exists() and path.read_bytes() != content.encode():
+    if path.exists() and not _holds(path, content.encode()):
         digest = hashlib.sha256(content.encode()).hexdigest()
         path = folder / f"{TEXTS_FILE}-{digest[:8]}.jsonl"
     write_text(path, content)
     return path
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether a file has this content; a pipe or a device has none."""
+    try:
+        return read_regular(path)[0] == content
+    except OSError:
+        return False
 
 
 def with_chat(run: Run, given: Collection[str]) -> Run:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 from support.facts import write_facts
@@ -14,6 +15,7 @@ from pml_cli.data.opened import samples_of
 from pml_cli.data.resolve import resolved_run
 from pml_cli.data.sources.jsonl import JsonlData
 from pml_cli.data.whole import holds_many_facts, named_texts, texts_file, with_chat, within_context
+from pml_cli.errors import UserError
 from pml_cli.model.dims import model_dims
 
 
@@ -82,6 +84,21 @@ def test_texts_of_an_earlier_call_stay(tmp_path):
     assert path.read_bytes() == content
     # The same texts again are the same file.
     assert (texts_file(first, tmp_path), texts_file(second, tmp_path)) == (path, other)
+
+
+def test_texts_go_beside_a_pipe_of_their_name(tmp_path):
+    os.mkfifo(tmp_path / "texts.jsonl")
+    path = texts_file([("a", "b")], tmp_path)
+    assert path.name != "texts.jsonl" and json.loads(path.read_text())["matching"] == "b"
+
+
+@pytest.mark.parametrize("key", ["title", "text"])
+def test_rows_with_half_a_character_are_refused(tmp_path, key):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"title": "A", "text": "words"} | {key: "\ud83d"}))
+    request = asked(path)
+    with pytest.raises(UserError, match=rf"line 1.*{key}"):
+        named_texts(request.files, request.run)
 
 
 def test_rows_of_text_are_texts_and_facts_are_none(tmp_path):
