@@ -190,7 +190,7 @@ def test_a_run_without_an_adapter_is_left_out(measured, forgetting, tmp_path):
     shutil.rmtree(first / "adapter")
     code, _, err = forgetting(copy, "kinds=chat", "figures=false")
     assert code == 0
-    assert f"left out: {first}: no adapter/" in err
+    assert f"left out: {first}: this run has no adapter/" in err
     shutil.rmtree(second / "adapter")
     code, _, err = forgetting(copy, "kinds=chat", "figures=false")
     assert code == 2 and len(err.splitlines()) == 2
