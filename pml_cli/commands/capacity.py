@@ -45,7 +45,7 @@ from pml_cli.stats import LN2
 NATS_A_TOKEN = 3.5
 
 # Fields of result.json that the search goes on with.
-NEEDED = ("steps_run", "tokens_seen", "seconds", "trainable_parameters")
+NEEDED = ("exact_match", "steps_run", "tokens_seen", "seconds", "trainable_parameters")
 
 # Of the length that plain training of as many parameters may hold, what growth begins with.
 FIRST_SHARE = 0.5
@@ -82,6 +82,11 @@ class GrownAdapter:
         if folder.failure() is None:
             result = own_result(folder, NEEDED)
             wrong = result.get("first_failure")
+            if wrong is None and result["exact_match"] < 1:
+                raise UserError(
+                    f"{folder.result}: exact_match is below 1, and it has no first_failure; "
+                    "delete it and run the same command again"
+                )
             attempt = Attempt(
                 length=length,
                 recalled=length if wrong is None else wrong,
