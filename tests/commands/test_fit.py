@@ -119,7 +119,7 @@ def test_learning_rate_splits_only_where_it_was_swept(tmp_path):
     swept = pd.concat([cells, cells.assign(lr=0.001)])
     assert [key["lr"] for key, _ in split_groups(swept)] == [0.001, 0.01]
     write(tmp_path, *(r | {"lr": r["target_tokens"] / 1e4} for r in grid()))
-    assert "lr is not the same" in run(tmp_path, figures=False)[1]
+    assert "lr differs between cells" in run(tmp_path, figures=False)[1]
 
 
 @pytest.mark.slow
