@@ -8,6 +8,7 @@ declarations.
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -967,6 +968,8 @@ def main(args: list[str] | None = None) -> None:
     """Entry point: runs the command and exits with its code (2: bad input, 130: interrupted)."""
     # Before torch is imported: OpenMP reads its settings once.
     share_cores()
+    # No figure is shown on a screen, so the user's choice of one, or a wrong name, does not count.
+    os.environ["MPLBACKEND"] = "Agg"
     forget_no_size()
     with guarded_streams():
         code = _run(args)

@@ -147,7 +147,8 @@ def _standard_input() -> str:
     if sys.stdin is None:
         raise UserError("-: standard input is closed")
     try:
-        return sys.stdin.read()
+        # Windows puts a mark in front of UTF-8.
+        return sys.stdin.read().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(f"-: standard input is no UTF-8 text (byte {error.start})") from error
 

@@ -29,6 +29,7 @@ from pml_cli.launch.driver import Outcome, SweepPlan, check_workers, plan_sweep,
 from pml_cli.model.dims import ADAPTER_FILE, decoder_shape, model_dims
 from pml_cli.report import capacity_folder
 from pml_cli.report.first_token import print_prompts
+from pml_cli.report.foreign_files import check_files
 from pml_cli.report.output import consoles, print_json
 from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import exit_code, say_outdated
@@ -126,6 +127,7 @@ def run(
     console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     out = asked.request.out
     check_output_folder(out)
+    check_files(out)
     adapters = [begin(each, asked) for each in asked.request.runs]
     print_prompts(asked.request.runs, console, progress)
     if dry_run:

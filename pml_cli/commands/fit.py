@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.text import Text
@@ -33,6 +34,7 @@ from pml_cli.law.observations import SIZE_AXES
 from pml_cli.report import law_folder
 from pml_cli.report.base_knowledge import much_known_line
 from pml_cli.report.fitting import audited_groups, fit_with_progress
+from pml_cli.report.foreign_files import check_files
 from pml_cli.report.law_text import capacity_lines, sentence
 from pml_cli.report.output import consoles, print_json
 from pml_cli.report.run_notes import print_notes
@@ -76,7 +78,9 @@ def run(
     console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     check_settings(by)
     runs = _read(paths)
-    out = writable_folder(Path(settings.out) if settings.out else paths[0] / "fit")
+    out = Path(settings.out) if settings.out else paths[0] / "fit"
+    check_files(out)
+    writable_folder(out)
 
     # Groups that cannot be compared are refused before the fits, which take minutes.
     keyed_cells = audited_groups(runs, settings)
@@ -155,9 +159,10 @@ def _show(
 
 
 def _predict_command(groups: Sequence[GroupFit], report: str) -> str:
-    """What asks the law about a text twice as long as any of its cells."""
-    longest = max(group.cells["target_tokens"].max() for group in groups)
-    length = f"{2 * longest:.0f}" if longest > 0 else "N"
+    """What asks the law about a text between the shortest and the longest of its cells."""
+    lengths = pd.concat([group.cells["target_tokens"] for group in groups])
+    lengths = lengths[lengths > 0]
+    length = f"{np.sqrt(lengths.min() * lengths.max()):.0f}" if len(lengths) else "N"
     return f"pml predict {shlex.quote(report)} seqlen={length}"
 
 

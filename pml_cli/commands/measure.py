@@ -85,6 +85,8 @@ def run(
         UserError: no adapter, not a LoRA, of another model; a text that cannot be read.
     """
     console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
+    out = asked.request.out
+    measure_folder.check(out)
     adapter = _adapter(asked.adapter)
     # What was recorded may have been moved.
     with moved_files(adapter.recorded_in):
@@ -99,7 +101,6 @@ def run(
         console.print("interrupted; nothing was written")
         return exit_code(stopped, console)
 
-    out = asked.request.out
     writable_folder(out)
     names = measure_folder.write(out, entry)
     console.print(measure_table(entry))

@@ -21,6 +21,7 @@ from pml_cli.launch.driver import (
 from pml_cli.report import folder_index, memft_folder
 from pml_cli.report.base_knowledge import base_lines
 from pml_cli.report.first_token import print_prompts
+from pml_cli.report.foreign_files import check_files
 from pml_cli.report.output import consoles, print_json
 from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import (
@@ -67,6 +68,7 @@ def run(
         raise UserError("--json: cannot be combined with --dry-run, which trains nothing")
     console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     _check_losses(request)
+    check_files(request.out)
     plan = plan_sweep(request, retry=retry, download=not dry_run)
     if dry_run:
         check_models_for_dry_run(plan)

@@ -58,6 +58,7 @@ from pml_cli.launch.time_limit import TimeLimit, time_limit
 from pml_cli.model.dims import decoder_shape
 from pml_cli.report import memorize_folder, search_text
 from pml_cli.report.first_token import print_prompts
+from pml_cli.report.foreign_files import check_files
 from pml_cli.report.memorize_report import Forgetting as MeasuredHarm
 from pml_cli.report.memorize_report import MemorizeReport, TriedCell
 from pml_cli.report.output import Consoles, consoles, print_json
@@ -66,7 +67,7 @@ from pml_cli.report.sweep_summary import exit_code, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables import memorize as memorize_table
 from pml_cli.report.tables.data import show_warnings
-from pml_cli.results.folder import RunFolder, copy_adapter
+from pml_cli.results.folder import ADAPTER, RunFolder, copy_adapter
 from pml_cli.results.output_folder import check_output_folder, disk_faults
 from pml_cli.results.read import own_result, read_runs
 from pml_cli.results.run_folders import RunFolders, run_key
@@ -114,6 +115,9 @@ def run(
     started = time.monotonic()
     output = consoles(stdout, as_json=as_json, quiet=quiet)
     check_output_folder(asked.request.out)
+    data_path = getattr(asked.run.data, "path", None)
+    inputs = [*asked.files, *([Path(data_path)] if data_path else [])]
+    check_files(asked.request.out, also=[ADAPTER], inputs=inputs)
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
             return _show_plan(Search.begin(asked, output, Path(folder)))

@@ -17,6 +17,7 @@ from pml_cli.launch.driver import (
 )
 from pml_cli.report.design import design_line, pilot_at
 from pml_cli.report.first_token import print_prompts
+from pml_cli.report.foreign_files import check_files
 from pml_cli.report.output import consoles, print_json
 from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import (
@@ -71,6 +72,7 @@ def run(
     if design is not None and not dry_run:
         raise UserError(f"--design {design}: needs --dry-run")
     pilot = pilot_at(design) if design is not None else None
+    check_files(request.out)
     plan = plan_sweep(request, retry=retry, download=not dry_run)
     if dry_run:
         check_models_for_dry_run(plan)

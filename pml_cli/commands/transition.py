@@ -23,6 +23,7 @@ from pml_cli.errors import UserError
 from pml_cli.format import counted
 from pml_cli.report import transition_folder
 from pml_cli.report.first_token import print_unmoved
+from pml_cli.report.foreign_files import check_files
 from pml_cli.report.output import consoles, print_json
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.run_notes import print_notes
@@ -67,6 +68,7 @@ def run(
     print_notes(notes)
     # Checked first, because reading the tokens of many runs takes long.
     out = Path(settings.out) if settings.out else paths[0] / "transition"
+    check_files(out)
     writable_folder(out)
 
     keys, groups_of_runs = zip(*split_groups(runs), strict=True)

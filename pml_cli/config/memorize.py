@@ -138,8 +138,8 @@ def is_table(file: Path) -> bool:
             return True
         first_line = head.partition(b"\n")[0]
         return isinstance(json.loads(first_line), dict)
-    # A line that is cut off is no short fact either.
-    except (OSError, ValueError):
+    # A line that is cut off, or nested without end, is no short fact either.
+    except (OSError, ValueError, RecursionError):
         return False
 
 

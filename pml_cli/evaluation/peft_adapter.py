@@ -26,11 +26,17 @@ from pml_cli.evaluation.peft_folder import WEIGHTS_FILE
 from pml_cli.model.adapter_bank import LARGEST, AdapterBank, Site, is_usable
 from pml_cli.model.modules import linear_sites
 from pml_cli.model.split_model import SplitModel
+from pml_cli.validation import shown
 
 PREFIX = "base_model.model."
 
 # PEFT's own, of an adapter_config.json that does not say it.
 DEFAULT_ALPHA = 8
+
+# A pattern of module names as PEFT's users write them. Brackets, and more quantifiers than these,
+# would let a file of somebody else keep the matching busy for ever.
+NAME_PATTERN = re.compile(r"\^?[\w.\\|-]*(?:[*+?][\w.\\|-]*){0,3}\$?")
+
 MATRIX = re.compile(r"(?P<site>.+)\.lora_(?P<matrix>[AB])\.weight")
 
 
@@ -89,8 +95,10 @@ def read_adapter(folder: Path, config: Mapping[str, Any]) -> PeftAdapter:
         config: its adapter_config.json, checked.
 
     Raises:
-        UserError: no weights in safetensors, or others than the A and B of LoRA.
+        UserError: no weights in safetensors, or others than the A and B of LoRA; a scale beyond
+            all numbers, or a pattern of names that is none.
     """
+    _check_patterns(folder, config)
     path = folder / WEIGHTS_FILE
     try:
         content = path.read_bytes()
@@ -104,6 +112,8 @@ def read_adapter(folder: Path, config: Mapping[str, Any]) -> PeftAdapter:
         match = MATRIX.fullmatch(name.removeprefix(PREFIX))
         if match is None or tensor.dim() != 2:
             raise UserError(f"{path}: {name} is neither A nor B of LoRA on a linear module")
+        if not tensor.numel():
+            raise UserError(f"{path}: {name} is empty")
         if not is_usable(tensor):
             raise UserError(f"{path}: {name} contains NaN, infinity or values above {LARGEST:g}")
         matrices[match["matrix"]][match["site"]] = tensor
@@ -111,13 +121,39 @@ def read_adapter(folder: Path, config: Mapping[str, Any]) -> PeftAdapter:
         incomplete = sorted(matrices["A"].keys() ^ matrices["B"].keys())
         which = f"; {incomplete[0]} lacks one" if incomplete else ""
         raise UserError(f"{path}: every module needs both lora_A and lora_B{which}")
-    return PeftAdapter(
+    adapter = PeftAdapter(
         folder=folder,
         config=config,
         A=matrices["A"],
         B=matrices["B"],
         hash=hashlib.sha256(content).hexdigest()[:16],
     )
+    for site, B_OR in adapter.B.items():
+        scale = adapter.scale(site)
+        if not abs(scale) * float(B_OR.abs().max()) <= LARGEST:
+            raise UserError(
+                f"{folder}: alpha gives {site} a scale of {scale:.3g}, too large to use"
+            )
+    return adapter
+
+
+def _check_patterns(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse patterns of `alpha_pattern` that are no patterns of module names.
+
+    Raises:
+        UserError: names the first.
+    """
+    for pattern in config.get("alpha_pattern") or {}:
+        if NAME_PATTERN.fullmatch(pattern) is None or not _compiles(pattern):
+            raise UserError(f"{folder}: alpha_pattern={shown(pattern)}: no pattern of module names")
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def bank_of(base: SplitModel, adapter: PeftAdapter) -> AdapterBank:

@@ -12,6 +12,7 @@ number.
     memft_folder.py       the files of `pml memft`
     lasting_folder.py     the files of `pml lasting`
     forgetting_folder.py  the files of `pml forgetting`
+    foreign_files.py      what is none of pml's is never replaced
     folder_index.py       index.md: what each figure and table of a folder shows
     measure_folder.py     the files of `pml measure`
     memorize_folder.py    the files of `pml memorize`

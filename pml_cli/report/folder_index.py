@@ -58,7 +58,7 @@ def write(out: Path) -> list[str]:
         Its name; nothing where an index.md of somebody else is there.
     """
     path = out / FILE_NAME
-    if path.exists() and not _is_ours(path):
+    if path.exists() and not is_ours(path):
         return []
     heading = ["# What is in this folder", "", f"Figures are there as {', '.join(SUFFIXES)}.", ""]
     lines = [MARK, *heading, *_figures(out), *_tables(out)]
@@ -66,7 +66,8 @@ def write(out: Path) -> list[str]:
     return [FILE_NAME]
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
+    """Whether a file is an index that pml has written."""
     if not path.is_file():
         return False
     with path.open("rb") as file:

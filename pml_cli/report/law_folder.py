@@ -72,8 +72,9 @@ def write(
     content = law_content(groups, settings, comparisons, [line for line, _ in lines])
     # Everything is computed before the first file is written.
     try:
-        io.write_csv(out / "cells.csv", table)
+        # First: by it the folder is known as pml's, should the rest be cut off.
         io.write_text(out / law_json.FILE_NAME, law_json.to_text(content))
+        io.write_csv(out / "cells.csv", table)
         io.write_text(out / "law.tex", _tex(groups))
         figures = _draw(out, groups, comparisons) if settings.figures else []
         figures += _draw_lines(out, lines) if settings.figures else []

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from pml_cli.data.generic_text import KINDS
 from pml_cli.errors import UserError
 from pml_cli.io import write_csv, write_json
+from pml_cli.results.output_folder import check_output_folder
 from pml_cli.validation import Number, read_json
 
 FORMAT = 1
@@ -37,6 +38,16 @@ class AdaptersFile(TypedDict):
 
     format: int
     adapters: list[EntryFields]
+
+
+def check(out: Path) -> None:
+    """Check, before minutes of measuring, that an entry can be added to a folder.
+
+    Raises:
+        UserError: the folder cannot be written, or holds a measure.json that cannot be read.
+    """
+    check_output_folder(out)
+    _entries(out / "measure.json")
 
 
 def write(out: Path, entry: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from pml_cli.evaluation.finished_runs import FinishedRun, Measurements, measure_
 from pml_cli.format import counted
 from pml_cli.io import expand_home
 from pml_cli.launch.signals import Signals, Stopped
+from pml_cli.report.foreign_files import check_files
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.run_notes import print_notes
 from pml_cli.results.folder import writable_folder
@@ -106,6 +107,7 @@ def measured_runs(
     print_notes(notes)
 
     folder = report_folder(paths, out)
+    check_files(folder)
     path = folder / measurement.file_name
     measurements = Measurements(path, measurement.file_format, measurement.schema)
     selected, faults = measurement.measurable(runs)

@@ -40,6 +40,9 @@ ERROR = "error.json"
 ADAPTER = "adapter"
 SCRIPT = "script.py"
 
+# How it begins, so that it can be called from anywhere: the weights lie beside it.
+BESIDE_SCRIPT = "import os\n\nos.chdir(os.path.dirname(os.path.abspath(__file__)))\n\n"
+
 # Within a results folder: runs that were trained again since they had learned other tokens.
 REPLACED = ".replaced"
 
@@ -237,7 +240,7 @@ def copy_adapter(folder: RunFolder, out: Path, script: str | None) -> None:
     def copy(temporary: Path) -> None:
         shutil.copytree(folder.adapter, temporary, dirs_exist_ok=True)
         if script is not None:
-            write_text(temporary / SCRIPT, script)
+            write_text(temporary / SCRIPT, BESIDE_SCRIPT + script)
 
     _replace_folder(out / ADAPTER, copy)
 

@@ -6,10 +6,12 @@ from collections import OrderedDict
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from pml_cli.config.schema import TINY, LinearAdapter
+from pml_cli.errors import UserError
 from pml_cli.evaluation.peft_adapter import bank_of, read_adapter
 from pml_cli.evaluation.peft_folder import read_config
 from pml_cli.model.adapter_bank import AdapterBank, Site
@@ -28,6 +30,46 @@ def save_random(folder, **settings):
     adapted.save_pretrained(folder)
     with torch.no_grad():
         return adapted(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"alpha_pattern": {"[": 1}}, "alpha_pattern=[: no pattern of module names"),
+        ({"alpha_pattern": {"a{99999999999}": 1}}, "no pattern of module names"),
+        # Would be tried for hours against the name of a module.
+        ({"alpha_pattern": {"(.+)+x": 1}}, "no pattern of module names"),
+        ({"lora_alpha": 1e308}, "too large to use"),
+    ],
+    ids=str,
+)
+def test_a_config_that_no_training_writes_is_refused(tmp_path, change, said):
+    save_random(tmp_path, r=4, lora_alpha=8, target_modules=["v_proj"])
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError) as caught:
+        read_adapter(tmp_path, read_config(tmp_path))
+    assert said in caught.value.faults[0]
+
+
+def test_patterns_as_people_write_them_are_taken(tmp_path):
+    save_random(tmp_path, r=4, lora_alpha=8, target_modules=["v_proj"])
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    for pattern in ("v_proj", r"model\.layers\.\d+\.self_attn\.v_proj", "^model.*v_proj$"):
+        (tmp_path / "adapter_config.json").write_text(
+            json.dumps(config | {"alpha_pattern": {pattern: 20}})
+        )
+        adapter = read_adapter(tmp_path, read_config(tmp_path))
+        assert adapter.scale(next(iter(adapter.A))) > 0
+
+
+def test_an_adapter_without_a_rank_is_refused(tmp_path):
+    save_random(tmp_path, r=4, lora_alpha=8, target_modules=["v_proj"])
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = {name: tensor[:0] for name, tensor in load_file(path).items()}
+    save_file(tensors, path)
+    with pytest.raises(UserError, match="is empty"):
+        read_adapter(tmp_path, read_config(tmp_path))
 
 
 @pytest.mark.parametrize(("alpha", "scale"), [(None, 2.0), (0, 0.0), (16, 4.0)])

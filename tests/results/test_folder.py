@@ -13,7 +13,7 @@ import torch
 from pml_cli.config.schema import FORMAT
 from pml_cli.errors import UserError
 from pml_cli.io import atomic_write, save_tensors
-from pml_cli.results.folder import RunFolder
+from pml_cli.results.folder import RunFolder, copy_adapter
 from pml_cli.results.read import read_failures, read_runs
 
 ROOT = Path(__file__).parents[2]
@@ -184,3 +184,15 @@ def test_tensors_can_be_read_by_whom_other_files_can(tmp_path):
     (tmp_path / "other").touch()
     save_tensors({"a": torch.zeros(3)}, tmp_path / "tensors", {})
     assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_the_script_beside_a_copied_adapter_runs_from_anywhere(tmp_path):
+    folder = finished(tmp_path / "runs")
+    folder.adapter.mkdir()
+    (folder.adapter / "weights").write_text("here")
+    copy_adapter(folder, tmp_path / "out", "print(open('weights').read())\n")
+    script = Path("out/adapter/script.py")
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "here\n"

@@ -143,7 +143,7 @@ def _beyond_greedy_table(trained: pd.DataFrame, methods: Sequence[str]) -> Rende
 
 
 def _margin_lines(methods: Sequence[str], all_ranks: ByCondition) -> Iterator[str]:
-    """For each method, the margin that would have stood the usual conditions."""
+    """For each method, the margin that would have withstood the usual conditions."""
     for method in methods:
         falls = {}
         for condition in USUAL_CONDITIONS:

@@ -1,0 +1,62 @@
+"""Files of somebody else in a folder that a command is to write into: they are never replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pml_cli.errors import UserError
+from pml_cli.report import folder_index
+from pml_cli.results.folder import RESULT
+from pml_cli.results.output_folder import PML
+from pml_cli.validation import load_json
+
+
+def check_files(out: Path, *, also: Iterable[str] = (), inputs: Iterable[Path] = ()) -> None:
+    """Refuse a folder in which a command would replace what is none of pml's.
+
+    A folder that pml has written to is its own, with all the names that it uses.
+
+    Args:
+        out: the folder; it need not exist.
+        also: names that the command writes beside the tables of `folder_index`.
+        inputs: files that the command reads.
+
+    Raises:
+        UserError: a file of such a name is there in a folder that pml never wrote to, or is read
+            by the command.
+    """
+    names = [*folder_index.TABLES, *also]
+    remedy = f"give another out= (it is {out})"
+    for path in inputs:
+        if path.name in names and path.resolve().parent == out.resolve():
+            raise UserError(f"{path}: a file of this name is written there; {remedy}")
+
+    taken = [name for name in names if (out / name).exists()]
+    if taken and not _is_written_by_pml(out, taken):
+        raise UserError(
+            f"{out / taken[0]}: a file of this name is written there, and this one is none of "
+            f"pml's; {remedy}"
+        )
+
+
+def _is_written_by_pml(out: Path, taken: Iterable[str]) -> bool:
+    """Whether runs, an index or a report of pml are in a folder.
+
+    Args:
+        taken: names of files that are there.
+    """
+    if (out / PML).is_dir() or folder_index.is_ours(out / folder_index.FILE_NAME):
+        return True
+    if any(out.glob(f"*/{RESULT}")):
+        return True
+    # Reports of earlier versions have no index.
+    return any(name.endswith(".json") and _has_format(out / name) for name in taken)
+
+
+def _has_format(path: Path) -> bool:
+    try:
+        content = load_json(path, "")
+    except UserError:
+        return False
+    return isinstance(content, dict) and "format" in content
