@@ -45,6 +45,9 @@ from pml_cli.results.folder import writable_folder
 from pml_cli.results.groups import differing_settings
 from pml_cli.results.read import finished_runs
 
+# Beside the figures, in the report folder.
+WRITTEN = (law_json.FILE_NAME, "law.tex", "cells.csv")
+
 
 def run(
     paths: list[Path],
@@ -79,7 +82,7 @@ def run(
     check_settings(by)
     runs = _read(paths)
     out = Path(settings.out) if settings.out else paths[0] / "fit"
-    check_files(out)
+    check_files(out, WRITTEN)
     writable_folder(out)
 
     # Groups that cannot be compared are refused before the fits, which take minutes.

@@ -25,6 +25,7 @@ from pml_cli.report.foreign_files import check_files
 from pml_cli.report.output import consoles, print_json
 from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import (
+    RESULTS,
     conclude,
     plan_line,
     runs_of,
@@ -68,7 +69,7 @@ def run(
         raise UserError("--json: cannot be combined with --dry-run, which trains nothing")
     console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     _check_losses(request)
-    check_files(request.out)
+    check_files(request.out, (RESULTS, "comparison.csv", "ranks.csv"))
     plan = plan_sweep(request, retry=retry, download=not dry_run)
     if dry_run:
         check_models_for_dry_run(plan)

@@ -80,6 +80,9 @@ HARM_SHARE = 0.5
 # Nats of a token of text under a base model: enough for a first guess.
 NATS_A_TOKEN = 3.5
 
+# At the top of the results folder.
+WRITTEN = ("memorize.json", "facts.csv", ADAPTER)
+
 # Fields of result.json that the search goes on with.
 NEEDED = ("exact_match", "token_accuracy", "seconds")
 
@@ -117,7 +120,7 @@ def run(
     check_output_folder(asked.request.out)
     data_path = getattr(asked.run.data, "path", None)
     inputs = [*asked.files, *([Path(data_path)] if data_path else [])]
-    check_files(asked.request.out, also=[ADAPTER], inputs=inputs)
+    check_files(asked.request.out, WRITTEN, inputs)
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
             return _show_plan(Search.begin(asked, output, Path(folder)))

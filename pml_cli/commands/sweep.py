@@ -21,6 +21,7 @@ from pml_cli.report.foreign_files import check_files
 from pml_cli.report.output import consoles, print_json
 from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import (
+    RESULTS,
     conclude,
     plan_line,
     say_outdated,
@@ -72,7 +73,7 @@ def run(
     if design is not None and not dry_run:
         raise UserError(f"--design {design}: needs --dry-run")
     pilot = pilot_at(design) if design is not None else None
-    check_files(request.out)
+    check_files(request.out, [RESULTS])
     plan = plan_sweep(request, retry=retry, download=not dry_run)
     if dry_run:
         check_models_for_dry_run(plan)

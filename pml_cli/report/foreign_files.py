@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from pml_cli.errors import UserError
@@ -12,21 +12,20 @@ from pml_cli.results.output_folder import PML
 from pml_cli.validation import load_json
 
 
-def check_files(out: Path, *, also: Iterable[str] = (), inputs: Iterable[Path] = ()) -> None:
+def check_files(out: Path, names: Collection[str], inputs: Iterable[Path] = ()) -> None:
     """Refuse a folder in which a command would replace what is none of pml's.
 
-    A folder that pml has written to is its own, with all the names that it uses.
+    A folder that pml has written to is its own.
 
     Args:
         out: the folder; it need not exist.
-        also: names that the command writes beside the tables of `folder_index`.
+        names: of the tables and folders that the command writes there.
         inputs: files that the command reads.
 
     Raises:
         UserError: a file of such a name is there in a folder that pml never wrote to, or is read
             by the command.
     """
-    names = [*folder_index.TABLES, *also]
     remedy = f"give another out= (it is {out})"
     for path in inputs:
         if path.name in names and path.resolve().parent == out.resolve():

@@ -107,8 +107,8 @@ def measured_runs(
     print_notes(notes)
 
     folder = report_folder(paths, out)
-    check_files(folder)
     path = folder / measurement.file_name
+    check_files(folder, [path.name, f"{path.stem}.csv"])
     measurements = Measurements(path, measurement.file_format, measurement.schema)
     selected, faults = measurement.measurable(runs)
     print_left_out(selected, faults)

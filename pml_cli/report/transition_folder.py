@@ -91,6 +91,14 @@ SEQUENCE_COLUMNS = [
 ]
 
 
+# Beside the figures.
+WRITTEN = (
+    FILE_NAME,
+    *("cells.csv", "sequences.csv", "recall.csv", "gathering.csv"),
+    *("waits.csv", "survival.csv", "violations.csv"),
+)
+
+
 def write(
     out: Path,
     groups: Sequence[TransitionSummary],

@@ -15,7 +15,8 @@ FACTS = "question,answer\nWhich lamp?,green\n"
 def test_a_file_of_somebody_else_is_refused(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match=rf"{name}: .*none of pml's; give another out="):
-        check_files(tmp_path, also=["adapter"])
+        check_files(tmp_path, [name])
+    check_files(tmp_path, ["other.csv"])
 
 
 def test_a_folder_that_pml_has_written_to_is_its_own(tmp_path):
@@ -29,9 +30,9 @@ def test_a_folder_that_pml_has_written_to_is_its_own(tmp_path):
         out.mkdir()
         (out / "cells.csv").write_text("a")
         with pytest.raises(UserError):
-            check_files(out)
+            check_files(out, ["cells.csv", "law.json"])
         make(out)
-        check_files(out)
+        check_files(out, ["cells.csv", "law.json"])
 
 
 def test_what_is_read_is_not_replaced(tmp_path):
@@ -40,8 +41,8 @@ def test_what_is_read_is_not_replaced(tmp_path):
     facts = tmp_path / "facts.csv"
     facts.write_text(FACTS)
     with pytest.raises(UserError, match=r"facts\.csv: a file of this name is written there"):
-        check_files(tmp_path, inputs=[facts])
-    check_files(tmp_path / "other", inputs=[facts])
+        check_files(tmp_path, ["facts.csv"], [facts])
+    check_files(tmp_path / "other", ["facts.csv"], [facts])
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_what_is_read_is_not_replaced(tmp_path):
         ["memorize", "facts.csv", "rank=1", "train.steps=1", "out=."],
         ["memorize", "data=jsonl", "data.path=facts.csv", "rank=1", "out=."],
         ["sweep", "data=jsonl", "data.path=results.csv", "rank=1", "seqlen=all", "out=."],
-        ["capacity", "rank=1", "out=."],
+        ["memft", "rank=1", "seqlen=8", "out=."],
     ],
     ids=lambda words: " ".join(words[:2]),
 )
