@@ -969,7 +969,9 @@ def main(args: list[str] | None = None) -> None:
     # Before torch is imported: OpenMP reads its settings once.
     share_cores()
     # No figure is shown on a screen, so the user's choice of one, or a wrong name, does not count.
-    os.environ["MPLBACKEND"] = "Agg"
+    # Not in a caller's process, such as a notebook's.
+    if args is None:
+        os.environ["MPLBACKEND"] = "Agg"
     forget_no_size()
     with guarded_streams():
         code = _run(args)
