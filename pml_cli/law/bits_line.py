@@ -28,7 +28,7 @@ from scipy import stats
 
 from pml_cli.law.half_recall import WITHIN, half_recall_rank
 from pml_cli.law.observations import EFFECTIVE
-from pml_cli.stats import LN2, Array, t_quantile
+from pml_cli.stats import LN2, Array, safe_exp, t_quantile
 
 # Bootstrap draws of texts.
 DRAWS = 1000
@@ -105,9 +105,10 @@ class BitsLine:
         variance = float(at @ np.array(self.covariance) @ at)
         count = len(self.groups)
         variance += self.between**2 * (1 + 1 / count)
-        half = t_quantile(count - 1) * math.sqrt(variance)
-        low, high = math.exp(log_parameters - half), math.exp(log_parameters + half)
-        return math.exp(log_parameters), low, high
+        # A covariance of a file that is none has no root.
+        half = t_quantile(count - 1) * math.sqrt(variance) if variance >= 0 else math.nan
+        low, high = safe_exp(log_parameters - half), safe_exp(log_parameters + half)
+        return safe_exp(log_parameters), low, high
 
 
 def threshold_points(group: str, cells: pd.DataFrame) -> pd.DataFrame:

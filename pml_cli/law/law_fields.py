@@ -6,7 +6,7 @@ there.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 from typing_extensions import NotRequired, TypedDict
@@ -72,12 +72,22 @@ class CentreFields(TypedDict):
     log_length: Parameter
 
 
+class FormFields(TypedDict):
+    """Which law: the fields of `forms.Form`."""
+
+    link: Text
+    offset: NotRequired[bool]
+    floor: NotRequired[bool]
+    level: NotRequired[bool]
+    beta: NotRequired[Parameter | None]
+
+
 class LawFields(TypedDict):
     """The chosen law of a group."""
 
     name: Text
     status: Text
-    form: dict[str, Any]
+    form: FormFields
     theta: dict[str, Parameter]
     parameters: dict[str, Number | None]
     centre: CentreFields
@@ -127,6 +137,41 @@ class GroupFields(TypedDict):
     base_loss: BaseLossFields | EmptyBaseLossFields
 
 
+class LineGroupFields(TypedDict):
+    """One group against the line of parameters and bits; null where a number is not finite."""
+
+    name: Lines
+    texts: Count
+    ratio: Number | None
+    low: Number | None
+    high: Number | None
+    exponent: Number | None
+    exponent_error: Number | None
+
+
+class BitsLineFields(TypedDict):
+    """Parameters against bits, over several groups."""
+
+    loss: Text
+    # Reports of earlier versions have none.
+    size: NotRequired[Text]
+    c: Number | None
+    s: Parameter | None
+    s_low: Number | None
+    s_high: Number | None
+    log_bits: Parameter
+    level: Parameter
+    covariance: Annotated[list[Annotated[list[Number | None], Len(2, 2)]], Len(2, 2)]
+    between: Number | None
+    same_level_p: Number | None
+    same_exponent_p: Number | None
+    least_bits: Positive
+    most_bits: Positive
+    texts: Count
+    outside: Count
+    groups: Annotated[list[LineGroupFields], Len(1)]
+
+
 class FileFields(TypedDict):
     """The file."""
 
@@ -134,4 +179,4 @@ class FileFields(TypedDict):
     x: Text
     groups: list[GroupFields]
     draws: dict[str, dict[str, list[Number | None]]]
-    bits_lines: NotRequired[list[dict[str, Any]]]
+    bits_lines: NotRequired[list[BitsLineFields]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from catalogue.damage import KINDS, VALUES, damaged_files, edit, set_field
 DOOR = "law.json"
 FILE = "runs/fit/law.json"
 LENGTHS = ("predict", "runs", "seqlen=20", "--target", "loss=1")
+NEW_MODEL = ("predict", "runs", "seqlen=20", "base=2", "per_rank=512")
 BOTH = ("predict", "runs", "seqlen=20", "rank=4")
 DESIGN = ("sweep", "rank=1,2", "seqlen=8,16", "--dry-run", "--design", "runs")
 
@@ -32,6 +34,13 @@ def cases() -> Iterator[Case]:
         yield from _asked(name, change)
     for name, value in COVARIANCES.items():
         yield from _asked(name, edit(FILE, partial(_set_covariance, value)))
+
+    for keys in LINE_FIELDS:
+        for kind in KINDS:
+            change = edit(FILE, partial(_set_in_line, keys, VALUES[kind]))
+            yield _case(f"line {'.'.join(map(str, keys))} {kind}", NEW_MODEL, change)
+    for name, (keys, value) in ODD_LINES.items():
+        yield _case(f"line: {name}", NEW_MODEL, edit(FILE, partial(_set_in_line, keys, value)))
 
     for value in (2, 3, 99, "4", None, [4]):
         change = edit(FILE, partial(_set, ("format",), value))
@@ -71,6 +80,13 @@ def _set_covariance(value: Any, tree: Any) -> None:
     tree["draws"] = {}
 
 
+def _set_in_line(keys: tuple[str | int, ...], value: Any, tree: Any) -> None:
+    """Add a sound line of parameters against bits, and set a field of it."""
+    line = copy.deepcopy(LINE)
+    set_field(line, keys, value)
+    tree["bits_lines"] = [line]
+
+
 # Where keys begin: in the file's first group, its chosen law, its draws.
 GROUP = "group"
 LAW = "chosen law"
@@ -101,6 +117,7 @@ FIELDS: tuple[tuple[str | int, ...], ...] = (
     (GROUP, "recall", "reason"),
     (GROUP, "recall", "status"),
     (LAW, "form"),
+    *((LAW, "form", name) for name in ("link", "offset", "floor", "level", "beta")),
     (LAW, "theta"),
     (LAW, "centre"),
     (LAW, "clusters"),
@@ -139,6 +156,51 @@ ODD: dict[str, tuple[tuple[str | int, ...], Any]] = {
     "groups of null": (("groups",), [None]),
     "lines of numbers": (("bits_lines",), [5]),
     "laws of numbers": ((GROUP, "laws"), [5]),
+}
+# Parameters against bits, which a report of two models or placements has.
+LINE: dict[str, Any] = {
+    "loss": "sft",
+    "size": "effective",
+    "c": 2.4,
+    "s": 0.93,
+    "s_low": 0.8,
+    "s_high": 1.1,
+    "log_bits": 6.0,
+    "level": 6.5,
+    "covariance": [[0.01, 0.0], [0.0, 0.002]],
+    "between": 0.1,
+    "same_level_p": 0.4,
+    "same_exponent_p": None,
+    "least_bits": 100.0,
+    "most_bits": 2000.0,
+    "texts": 5,
+    "outside": 0,
+    "groups": [
+        {
+            "name": name,
+            "texts": 5,
+            "ratio": 1.02,
+            "low": 0.9,
+            "high": 1.2,
+            "exponent": 0.9,
+            "exponent_error": 0.1,
+        }
+        for name in ("tiny", "smollm2")
+    ],
+}
+LINE_FIELDS: tuple[tuple[str | int, ...], ...] = (
+    *((key,) for key in LINE),
+    *(("groups", 0, key) for key in LINE["groups"][0]),
+)
+ODD_LINES: dict[str, tuple[tuple[str | int, ...], Any]] = {
+    "a covariance below 0": (("covariance",), [[-1.0, 0.0], [0.0, -1.0]]),
+    "a covariance of one row": (("covariance",), [[1.0, 0.0]]),
+    "a covariance of 1e308": (("covariance",), [[1e308, 0.0], [0.0, 1e308]]),
+    "a level beyond any number": (("level",), 9999.0),
+    "an exponent beyond any number": (("s",), 9999.0),
+    "one group": (("groups",), LINE["groups"][:1]),
+    "no group": (("groups",), []),
+    "bits that are none": (("least_bits",), 0),
 }
 COVARIANCES: dict[str, list[list[Any]]] = {
     "a covariance of another size": [[1.0]],

@@ -1,7 +1,9 @@
-"""law.json: `pml predict` about a rank, a length, both, facts, and `--design`."""
+"""law.json: `pml predict` about a rank, a length, both, bits, and a model that is not in it."""
 
 import io
 import json
+
+from catalogue.law_files import LINE
 
 from fuzz.folders import first
 from fuzz.mutate import json_tree
@@ -17,6 +19,7 @@ def seeds(base):
     for columns in content["draws"].values():
         for name in columns:
             columns[name] = columns[name][:5]
+    content["bits_lines"] = [LINE]
     return [json.dumps(content).encode()]
 
 
@@ -33,6 +36,7 @@ def read(folder, data):
         ({"seqlen": [100.0]}, "loss=2"),
         ({"rank": [4.0]}, "bits=300"),
         ({"seqlen": [100.0]}, "verbatim"),
+        ({"seqlen": [100.0], "base": 2.0, "per_rank": 512.0}, "verbatim"),
     )
     answers = []
     for asked, target in questions:
