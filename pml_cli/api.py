@@ -13,17 +13,21 @@ Tables are pandas frames.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from typing_extensions import ParamSpec
+
+from pml_cli.config.override_text import override_of
 from pml_cli.config.reports import Predict
 from pml_cli.config.setting import faults
-from pml_cli.errors import UserError, shortened
+from pml_cli.errors import UserError, printable, shortened
+from pml_cli.io import refused_path
 from pml_cli.law.inverse import Question, answer, check_question, parse_target
 from pml_cli.law.law_json import Report, load_report
 
@@ -38,8 +42,29 @@ if TYPE_CHECKING:
 Folder: TypeAlias = str | os.PathLike[str]
 Run: TypeAlias = "Folder | pd.Series[Any]"
 """A run: its folder, or its row in what `runs`, `sweep` and `probe` return."""
+Parameters = ParamSpec("Parameters")
+Answer = TypeVar("Answer")
+
+EXAMPLE = '{"train.lr": 0.02}'
 
 
+def refusing(function: Callable[Parameters, Answer]) -> Callable[Parameters, Answer]:
+    """A function whose every refusal by a file system is a `UserError`, as on the command line."""
+
+    @functools.wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Answer:
+        try:
+            return function(*args, **kwargs)
+        except OSError as error:
+            path = refused_path(error)
+            if path is None:
+                raise
+            raise UserError(f"{shortened(path)}: {error.strerror}") from error
+
+    return call
+
+
+@refusing
 def sweep(
     *,
     file: Folder | None = None,
@@ -84,6 +109,7 @@ def sweep(
     return table[table["id"].isin(ids)].reset_index(drop=True)
 
 
+@refusing
 def probe(
     *, quiet: bool = False, settings: Mapping[str, Any] | None = None, **more: Any
 ) -> pd.Series[Any]:
@@ -108,6 +134,7 @@ def probe(
     return runs(folder.path).iloc[0]
 
 
+@refusing
 def runs(*folders: Folder) -> pd.DataFrame:
     """The finished runs below some folders.
 
@@ -119,9 +146,10 @@ def runs(*folders: Folder) -> pd.DataFrame:
     """
     from pml_cli.results.read import read_runs
 
-    return read_runs([Path(folder) for folder in folders])
+    return read_runs([_path("folders", folder) for folder in folders])
 
 
+@refusing
 def tokens(run: Run) -> pd.DataFrame:
     """Every target token of a run at every logged step.
 
@@ -141,6 +169,7 @@ def tokens(run: Run) -> pd.DataFrame:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 
+@refusing
 def samples(run: Run) -> pd.DataFrame:
     """What was asked of a run and what came out: one row a sample, the fields of samples.jsonl.
 
@@ -158,6 +187,7 @@ def samples(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@refusing
 def fit(
     *folders: Folder,
     by: Sequence[str] = (),
@@ -187,9 +217,12 @@ def fit(
 
     asked = load_settings("fit", _overrides(settings, more))
     assert isinstance(asked, Fit)
-    paths = [Path(folder) for folder in folders]
+    paths = [_path("folders", folder) for folder in folders]
     # One name is a sequence of letters, too.
     compared = [by] if isinstance(by, str) else by
+    is_names = isinstance(compared, Sequence) and all(isinstance(name, str) for name in compared)
+    if not is_names:
+        raise UserError(f"by={_shown(by)}: must be names of settings")
     command.run(paths, asked, _console(quiet), compared)
     return Law.load_all(asked.out or paths[0] / "fit")
 
@@ -220,6 +253,7 @@ class Law:
         return f"Law({self.name!r}, {self.form}, {self.status})"
 
     @classmethod
+    @refusing
     def load(cls, folder: Folder, group: str | None = None) -> Law:
         """The law of a report.
 
@@ -237,11 +271,14 @@ class Law:
         return found[0]
 
     @classmethod
+    @refusing
     def load_all(cls, folder: Folder, group: str | None = None) -> list[Law]:
         """The laws of every group of a report; see `load`."""
         import pandas as pd
 
-        report: Report = load_report(Path(folder), group)
+        if group is not None and not isinstance(group, str):
+            raise UserError(f"group={_shown(group)}: must be the name of a group")
+        report: Report = load_report(_path("folder", folder), group)
         if not report.laws:
             reasons = "; ".join(report.left_out.values())
             raise UserError(f"{folder}: no law was identified: {reasons}")
@@ -314,42 +351,42 @@ def _request(
 
     # They may have been edited since the last call.
     forget_files()
-    return load(command, _overrides(settings, more), Path(file) if file is not None else None)
+    sweep_file = None if file is None else _path("file", file)
+    return load(command, _overrides(settings, more), sweep_file)
 
 
 def _overrides(settings: Mapping[str, Any] | None, more: Mapping[str, Any]) -> list[str]:
-    """`key=value` in Hydra's grammar, a list as several values."""
-    given = {**(settings or {}), **more}
-    return [f"{key}={_several_values(value)}" for key, value in given.items()]
+    """`key=value` in Hydra's grammar, a list as several values.
 
-
-def _several_values(value: Any) -> str:
-    if isinstance(value, (list, tuple, range)):
-        return ",".join(_value(one) for one in value)
-    return _value(value)
-
-
-def _value(value: Any) -> str:
-    """One value as Hydra's grammar writes it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (str, os.PathLike)):
-        return _quoted(os.fspath(value))
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_value(one) for one in value) + "]"
-    return str(value)
-
-
-def _quoted(text: str) -> str:
-    """A text that Hydra takes as it is, whatever is in it.
-
-    Its grammar reads a backslash as itself, but before a quote.
+    Raises:
+        UserError: `settings` is no mapping, a key is given twice, or no setting has such a value.
     """
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
-    closed = re.sub(r"(\\+)$", r"\1\1", escaped)
-    return f"'{closed}'"
+    if settings is None:
+        settings = {}
+    if not isinstance(settings, Mapping):
+        raise UserError(f"settings={_shown(settings)}: must be a mapping, such as {EXAMPLE}")
+    twice = sorted(set(settings) & set(more))
+    if twice:
+        raise UserError(f"{twice[0]}: given twice, also in settings=")
+    return [override_of(key, value) for key, value in {**settings, **more}.items()]
+
+
+def _path(name: str, value: Folder) -> Path:
+    """A path that was given.
+
+    Args:
+        name: of the argument, for messages.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
+        raise UserError(f"{name}={_shown(value)}: must be a path, a text or pathlib.Path")
+    return Path(value)
+
+
+def _shown(value: object) -> str:
+    return shortened(printable(" ".join(repr(value).split())))
 
 
 def _console(quiet: bool) -> Console:
@@ -366,7 +403,15 @@ def _folder_of(run: Run) -> RunFolder:
     """
     from pml_cli.results.folder import RunFolder
 
-    path = Path(run if isinstance(run, (str, os.PathLike)) else run["folder"])
+    folder: Any = run
+    # A row of the table of runs.
+    if getattr(folder, "ndim", None) == 1 and "folder" in folder:
+        folder = folder["folder"]
+    if not isinstance(folder, str | os.PathLike):
+        raise UserError(
+            f"run: must be the folder of a run or one row of runs(), not {type(run).__name__}"
+        )
+    path = _path("run", folder)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
     return RunFolder(path.parent, path.name)
@@ -405,8 +450,7 @@ def _number(name: str, value: Any) -> float:
     """
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number:
-        text = shortened(" ".join(repr(value).split()))
-        raise UserError(f"{name}={text}: must be a number")
+        raise UserError(f"{name}={_shown(value)}: must be a number")
     try:
         return float(value)
     except OverflowError:

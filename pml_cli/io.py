@@ -29,6 +29,9 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t")
 # The end of a name that `temporary_path` gives.
 LEFTOVER = re.compile(r"\.[0-9a-f]{8}$")
 
+# What Python puts for the bytes of a name that are no UTF-8.
+NO_UTF8 = re.compile("[\ud800-\udfff]")
+
 
 def atomic_write(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
     """Write a temporary file and rename it, so that a reader sees the whole file or none.
@@ -219,6 +222,20 @@ def expand_home(path: str) -> Path:
     Path.expanduser would raise an error.
     """
     return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def file_fault(path: Path) -> str:
+    """Why a path is no file that can be read; empty where it is one."""
+    try:
+        if not path.is_file():
+            if path.is_dir():
+                return "a folder, not a file"
+            is_there = path.exists()
+            return "must be a regular file" if is_there else "no such file"
+    # A text in place of its path is too long a name, and some folders may not be entered.
+    except OSError as error:
+        return error.strerror or "no such file"
+    return "its name is no UTF-8; rename it" if NO_UTF8.search(str(path)) else ""
 
 
 def temporary_path(path: Path) -> Path:

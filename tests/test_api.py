@@ -10,7 +10,7 @@ from support.sweeps import quick_in
 
 import pml_cli as pml
 from pml_cli import api
-from pml_cli.config.compose import parse
+from pml_cli.config.request import load
 
 SETTINGS = {"train.steps": 30, "train.lr": 0.02, "train.decode": False, "model.device": "cpu"}
 
@@ -125,6 +125,32 @@ def test_a_fit_from_python_writes_the_report(folder, tmp_path):
     [
         (lambda: pml.sweep(rnak=3), "rank"),
         (lambda: pml.sweep(rank=0), "rank=0"),
+        (lambda: pml.sweep(rank=[]), "rank=.*no values"),
+        (lambda: pml.sweep(rank={1, 2}), "rank: a set"),
+        (lambda: pml.sweep(rank=iter((1, 2))), "rank: a tuple_iterator"),
+        (lambda: pml.sweep(rank=object()), "rank=<object"),
+        (lambda: pml.sweep(rank=b"4"), "rank=b'4'"),
+        (lambda: pml.sweep(rank=10**5000), "rank: a number"),
+        (lambda: pml.sweep(rank=range(10**7)), "rank: 10000000 values"),
+        (lambda: pml.sweep(settings=["rank=1"]), "settings="),
+        (lambda: pml.sweep(settings="rank=1"), "settings="),
+        (lambda: pml.sweep(settings={5: 1}), "^5: "),
+        (lambda: pml.sweep(settings={"rank": 2}, rank=1), "rank: given twice"),
+        (lambda: pml.sweep(settings={"model.architecture": {"a b": 1}}), "model.architecture"),
+        (lambda: pml.sweep(file=5), "file=5"),
+        (lambda: pml.fit(5), "folders=5"),
+        (lambda: pml.fit("nowhere", by=5), "by=5"),
+        (lambda: pml.fit("nowhere", by=[None]), "by="),
+        (lambda: pml.runs(["a", "b"]), "folders="),
+        (lambda: pml.runs(None), "folders=None"),
+        (lambda: pml.runs("a" * 5000), "name too long"),
+        (lambda: pml.tokens(5), "run: must be the folder"),
+        (lambda: pml.tokens(pd.DataFrame({"folder": ["a"]})), "not DataFrame"),
+        (lambda: pml.tokens(pd.Series({"id": "a"})), "not Series"),
+        (lambda: pml.samples(pd.Series({"folder": math.nan})), "run: must be"),
+        (lambda: pml.samples("a" * 5000), "name too long"),
+        (lambda: pml.Law.load(None), "folder=None"),
+        (lambda: pml.Law.load("nowhere", group=5), "group=5"),
         (lambda: pml.fit("nowhere"), "nowhere"),
         (lambda: pml.fit("nowhere", y=1), "y"),
         (lambda: pml.tokens("nowhere"), "nowhere"),
@@ -149,14 +175,29 @@ def test_what_the_command_line_refuses_raises(call, word, tmp_path, monkeypatch)
         "end\\",
         "both \\'\\",
         "${x}",
+        "${oc.env:HOME}",
+        "\\${x}\\",
+        "a\\\\${x}'${y}",
         "[1]",
         "null",
         "é",
     ],
 )
 def test_texts_reach_their_setting_whole(value):
-    grid, faults = parse(api._overrides({"data.path": value}, {}), None)
-    assert not faults and grid["data.path"] == [value]
+    request = load("sweep", api._overrides({"data.prompt": value}, {}))
+    assert [run.data.prompt for run in request.runs] == [value]
+
+
+def test_a_mapping_reaches_its_setting_whole():
+    fields = {"model_type": "llama", "vocab_size": 512, "tie": True, "scales": {"a.b": [1, 2.5]}}
+    request = load("sweep", api._overrides({"model.architecture": fields}, {"rank": 1}))
+    assert [run.model.architecture for run in request.runs] == [fields]
+
+
+@pytest.mark.parametrize("several", [np.array([1, 2]), pd.Series([1, 2]), range(1, 3), (1, 2)])
+def test_several_values_of_a_setting(several):
+    request = load("sweep", api._overrides({}, {"rank": several}))
+    assert [run.rank for run in request.runs] == [1, 2]
 
 
 def test_names_are_complete():

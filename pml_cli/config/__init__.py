@@ -11,6 +11,7 @@ May import: errors, format, io, stats. Neither torch nor anything that trains.
     measure.py       the adapter, text and settings of `pml measure`
     registry.py      the settings classes of a group, one file each in the group's package
     option_files.py  the YAML files of conf/ and of a user's folder, by group
+    override_text.py values of Python and names of files as overrides in Hydra's grammar
     compose.py       Hydra: the grammar of overrides, YAML files composed (the only user of hydra)
     convert.py       values to the types that a settings class declares
     option_set.py    the settings of one option for each group, and runs that differ from them

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pml_cli.config.memorize import data_of_files
+from pml_cli.config.memorize import data_of_files, text_fault
 from pml_cli.config.request import load
 from pml_cli.config.schema import ALL_TOKENS, Data, Model, Request, Run
 from pml_cli.errors import UserError
@@ -169,8 +169,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
             continue
         paths.append(path)
         # The first one is the adapter.
-        if len(paths) > 1 and not path.is_file():
-            reason = "a folder; give a file of facts or a text" if path.is_dir() else "no such file"
+        reason = text_fault(path) if len(paths) > 1 else ""
+        if reason:
             faults.append(f"{path}: {reason}")
     if faults:
         raise UserError(*faults)

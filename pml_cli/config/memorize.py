@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pml_cli.config.override_text import override_of
 from pml_cli.config.schema import Request, Run
 from pml_cli.errors import UserError
-from pml_cli.io import expand_home
+from pml_cli.io import expand_home, file_fault
 
 # Seeds of a search where none are given.
 SEEDS = [0, 1]
@@ -30,7 +31,7 @@ NO_LIMIT = ("none", "null", "off")
 MOST_SECONDS = 36500 * 86400
 
 SECONDS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
-DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(min|s|m|h|d)\s*")
+DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(min|s|m|h|d)\s*", re.ASCII)
 
 # The keys of conf/memorize.yaml that are no settings of a run: what facts and texts differ in.
 FACTS = "facts"
@@ -115,13 +116,23 @@ def split_files(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
         if "=" in argument and not file.is_file():
             overrides.append(argument)
             continue
-        files.append(file)
-        if not file.is_file():
-            reason = "a folder; give a file of facts or a text" if file.is_dir() else "no such file"
+        reason = text_fault(file)
+        if not reason and any(file.samefile(other) for other in files):
+            reason = "given twice"
+        if reason:
             faults.append(f"{file}: {reason}")
+            continue
+        files.append(file)
     if faults:
         raise UserError(*faults)
     return files, overrides
+
+
+def text_fault(file: Path) -> str:
+    """Why this is no file of facts or of text; empty where it can be one."""
+    if file.is_dir():
+        return "a folder; give a file of facts or a text"
+    return file_fault(file)
 
 
 def is_table(file: Path) -> bool:
@@ -158,8 +169,7 @@ def data_of_files(files: Sequence[Path], given: Collection[str]) -> list[str]:
         raise UserError(f"{tables[0]}: one file of facts, or several texts, but not both")
     # Several texts become a file of question and long text.
     source = "jsonl" if tables or len(files) > 1 else "text"
-    path = str(files[0]).replace("\\", "\\\\").replace('"', '\\"')
-    return [f"data={source}", f'data.path="{path}"']
+    return [f"data={source}", override_of("data.path", files[0])]
 
 
 def parsed_limits(exact: str, max_forgetting: str, budget: str) -> Limits:
@@ -203,7 +213,7 @@ def command_line(arguments: Sequence[str], **options: str) -> str:
 def _share(text: str) -> float:
     allowed = "above 0% and at most 100%: 99%"
     try:
-        value = float(text.strip().removesuffix("%"))
+        value = plain_number(text.strip().removesuffix("%"))
     except ValueError as error:
         raise ValueError(allowed) from error
     # 0.99 is more likely meant as a share than as less than one per cent.
@@ -213,12 +223,23 @@ def _share(text: str) -> float:
     return value / 100
 
 
+def plain_number(text: str) -> float:
+    """A number in ASCII digits; Python alone also takes 1_0, and digits of other scripts.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not text.isascii() or "_" in text:
+        raise ValueError(text)
+    return float(text)
+
+
 def _nats(text: str) -> float | None:
     allowed = "nats per token, above 0: 0.1; or none"
     if text.strip().lower() in NO_LIMIT:
         return None
     try:
-        value = float(text)
+        value = plain_number(text)
     except ValueError as error:
         raise ValueError(allowed) from error
     # 0 would be read as no forgetting at all by the one, as no limit by the other.

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pml_cli.errors import printable, shortened
+from pml_cli.io import file_fault
 
 T = TypeVar("T")
 
@@ -349,16 +350,7 @@ def _path_fault(text: str, kind: PathKind) -> str:
         return ""
     if kind != "existing file":
         return _name_fault(text)
-    try:
-        path = Path(text)
-        if path.is_file():
-            return ""
-        if path.is_dir():
-            return "a folder, not a file"
-        return "must be a regular file" if path.exists() else "no such file"
-    # A text in place of its path is too long a name, and some folders may not be entered.
-    except OSError as error:
-        return error.strerror or "no such file"
+    return file_fault(Path(text))
 
 
 def _name_fault(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -403,6 +404,7 @@ def _paths(fields: Mapping[str, Any]) -> list[str]:
 
 
 _ABSENT = object()
+DIGITS = re.compile("[0-9]+")
 
 
 def _lookup(fields: Mapping[str, Any], key: str) -> Any:
@@ -414,7 +416,7 @@ def _lookup(fields: Mapping[str, Any], key: str) -> Any:
     for name in key.split("."):
         if isinstance(value, Mapping) and name in value:
             value = value[name]
-        elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+        elif isinstance(value, list) and DIGITS.fullmatch(name) and int(name) < len(value):
             value = value[int(name)]
         else:
             return _ABSENT

@@ -26,6 +26,8 @@ PARQUET = b"PAR1"
 
 # Between the cells of a line; the first that gives the header most cells.
 DELIMITERS = (",", ";", "\t")
+# A line of Excel's before the header, which says the delimiter.
+EXCEL_LINE = re.compile(r"sep=(.)\s*")
 
 BLANKS = re.compile(r"\s*")
 
@@ -114,6 +116,8 @@ def _delimiter(path: str, text: str) -> str | None:
         return None
 
     header = text.lstrip("\r\n").replace("\r", "\n").partition("\n")[0]
+    if named := EXCEL_LINE.fullmatch(header):
+        return named[1]
     return max(DELIMITERS, key=lambda delimiter: _cell_count(header, delimiter))
 
 
@@ -131,6 +135,8 @@ def _table_rows(path: str, text: str, delimiter: str) -> list[Row]:
     lines = _table_lines(path, text, delimiter)
     # Without a row that is not blank, none below it either.
     where, header = next(lines, ("", []))
+    if EXCEL_LINE.fullmatch(delimiter.join(header)):
+        where, header = next(lines, ("", []))
     names = [name.strip() for name in header]
     _check_distinct(path, where, names)
 

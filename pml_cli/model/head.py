@@ -358,7 +358,7 @@ class _OtherWords:
         total: sum of exp(logit - rival_logit), (C, 1).
         weighted: the same sum of each word's row of the head, times the slope of the cap, (E, D);
             None before the first block, or if no derivative is wanted.
-        target_logit: (C, 1).
+        target_logit: (C, 1); nan until the block that has the target.
     """
 
     def __init__(self, target_C1: Tensor, dtype: torch.dtype, derived: int) -> None:
@@ -375,7 +375,8 @@ class _OtherWords:
         self.rival_logit = torch.full_like(self.total, -torch.inf)
         self.rival = torch.zeros_like(target_C1)
         self.weighted: Tensor | None = None
-        self.target_logit = torch.zeros_like(self.total)
+        # A target that no block has is outside of the vocabulary: no number may come of it.
+        self.target_logit = torch.full_like(self.total, torch.nan)
 
     def add(self, logits_CW: Tensor, start: int, head: Head | None = None) -> None:
         """Take in one block.

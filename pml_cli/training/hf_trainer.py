@@ -85,6 +85,8 @@ class MemFTLoss:
                 f"loss.keep_by={self.loss.keep_by}: must be energy in MemFTLoss; "
                 "pml's own trainer has both"
             )
+        if keep_ids is not None and not (isinstance(keep_ids, Tensor) and keep_ids.ndim == 2):
+            raise UserError("keep_ids: must be a tensor of token ids, (n, T)")
         self._keep_ids = keep_ids
         self._penalty: LoraPenalty | None = None
         self._micro_batch_loss = self.loss.for_micro_batch()
@@ -222,9 +224,11 @@ class MemFTLoss:
             a scalar; summed over the micro-batches of a step it is the loss of the step.
 
         Raises:
-            UserError: the training needs `MemFTCallback`.
+            UserError: the training needs `MemFTCallback`, or the labels do not fit the logits; on
+                a GPU, which is not waited for, ids outside of the vocabulary give nan.
         """
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
+        _check_labels(labels, logits)
         target_BT = labels[:, 1:].to(logits.device)
         scored_BT = target_BT != IGNORED
         target_N = target_BT[scored_BT]
@@ -379,6 +383,29 @@ class MemFTLoss:
         self._logged_counts.append(torch.stack([tokens, above]))
 
 
+def _check_labels(labels: Tensor, logits: Tensor) -> None:
+    """Refuse labels of another shape than the logits, or outside of their vocabulary.
+
+    Raises:
+        UserError: names both shapes, or the id.
+    """
+    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
+        raise UserError(
+            f"labels {tuple(labels.shape)} for logits {tuple(logits.shape)}: "
+            "must be (B, T) and (B, T, V)"
+        )
+    if labels.device.type != "cpu":
+        return
+
+    words = logits.shape[2]
+    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= words))]
+    if len(wrong):
+        raise UserError(
+            f"a label of {int(wrong[0])}: must be {IGNORED}, or an id below {words}, the size of "
+            "the vocabulary"
+        )
+
+
 def _numerators_and_divisors(weighted: Weighted) -> Tensor:
     """(2, 2): numerator and divisor of the mean, under the weights and with all weights 1."""
     value = weighted.value.detach()
@@ -404,6 +431,15 @@ class MemFTCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, loss: MemFTLoss) -> None:
+        """
+        Args:
+            loss: that of the trainer's compute_loss_func.
+
+        Raises:
+            UserError: it is something else.
+        """
+        if not isinstance(loss, MemFTLoss):
+            raise UserError(f"loss: must be a MemFTLoss, not {type(loss).__name__}")
         self.loss = loss
         self._hook: RemovableHandle | None = None
 
@@ -488,8 +524,14 @@ class MemFTCallback(TrainerCallback):  # type: ignore[misc]
 
 def _loss_from(loss: str | Loss, settings: Mapping[str, Any]) -> TokenLoss:
     """A loss by the name of its option, with other settings, or as it is."""
-    if not isinstance(loss, str):
+    if isinstance(loss, Loss):
+        if settings:
+            raise UserError(
+                f"loss.{next(iter(settings))}: is for a loss given by name; set it in the instance"
+            )
         return as_token_loss(loss)
+    if not isinstance(loss, str):
+        raise UserError(f"loss: must be the name of a loss or its settings, not {loss!r:.80}")
 
     # The YAML file of the option, with the checks that `pml` itself makes.
     option = option_settings("loss", loss)

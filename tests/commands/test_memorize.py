@@ -1,6 +1,7 @@
 """`pml memorize` as a user runs it, and what it leaves."""
 
 import json
+import os
 import shutil
 from io import StringIO
 from pathlib import Path
@@ -60,6 +61,10 @@ def test_from_a_file_of_facts_to_an_adapter(quick, tmp_path):
         (["facts.jsonl", "train.lr=1,2"], "error: train.lr: takes one value"),
         (["facts.jsonl", "--exact", "0.9"], "error: --exact 0.9: must be above 0%"),
         (["facts.jsonl", "--budget", "soon"], "error: --budget soon: must be a duration"),
+        (["facts.jsonl", "./facts.jsonl"], "error: facts.jsonl: given twice"),
+        (["facts.jsonl", "--budget", "\u0663min"], "error: --budget \u0663min: must be a duration"),
+        (["facts.jsonl", "--exact", "9_9%"], "error: --exact 9_9%: must be"),
+        (["facts.jsonl", "--max-forgetting", "1_0"], "error: --max-forgetting 1_0: must be"),
         (["facts.jsonl", "--budget", "200000d"], "error: --budget 200000d: must be a duration of"),
         (
             ["facts.jsonl", "--dry-run", "--json"],
@@ -74,6 +79,28 @@ def test_bad_input_is_one_line(quick, tmp_path, arguments, message):
     assert refused.stderr.startswith(message)
     assert len(refused.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["facts.jsonl"]
+
+
+@pytest.mark.parametrize("command", [("memorize",), ("measure", "adapter")])
+def test_what_is_no_file_is_named_as_what_it_is(quick, tmp_path, command):
+    os.mkfifo(tmp_path / "pipe")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text("text")
+    reasons = {
+        "pipe": "must be a regular file",
+        os.fsdecode(b"caf\xe9.txt"): "its name is no UTF-8",
+    }
+    for name, reason in reasons.items():
+        refused = quick(*command, name)
+        assert refused.returncode == 2
+        assert reason in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["a\\b.txt", "${oc.env:HOME}.txt", "${x}.txt", 'it\'s "x".txt'])
+def test_a_file_of_any_name_is_found(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("A text to learn, of a few words.", "utf-8")
+    asked = load_memorize([name, "rank=1"], Limits())
+    assert asked.run.data.path == name
 
 
 def test_a_dry_run_writes_nothing(quick, tmp_path):

@@ -55,6 +55,8 @@ CONTENTS = {
     "semicolon.csv": "\ufeff" + table(";").replace("\n", "\r\n"),
     "tabs.csv": table("\t"),
     "tabs.tsv": table("\t") + "\n\t\n",
+    "excel.csv": "sep=;\r\n" + table(";"),
+    "excel_comma.csv": "sep=,\n" + table(","),
     "no_end.csv": table(",").rstrip("\n"),
     "capitals.CSV": table(",", " Question", "Answer "),
 }

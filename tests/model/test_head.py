@@ -248,3 +248,8 @@ def test_the_cap_is_float32_whatever_the_dtype_of_the_model(dtype):
     logits = head.cap * torch.tanh(uncapped / head.cap)
     torch.testing.assert_close(scores.margin, torch_margin(logits, target), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(scores.nll, torch_nll(logits, target), rtol=1e-5, atol=1e-5)
+
+
+def test_a_target_outside_of_the_vocabulary_has_no_score():
+    scores = logit_nll(torch.randn(3, 5), torch.tensor([1, 5, -1]))
+    assert scores.nll.isnan().tolist() == [False, True, True]

@@ -402,6 +402,44 @@ def test_settings_are_checked():
     assert MemFTLoss("memft_margin_facts", margin=1).loss == MemftMarginLoss(margin=1, switch=1.0)
 
 
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: MemFTLoss(None), "loss: must be"),
+        (lambda: MemFTLoss(5), "loss: must be"),
+        (
+            lambda: MemFTLoss(MemftMarginLoss(), margin=1),
+            "loss.margin: is for a loss given",
+        ),
+        (
+            lambda: MemFTLoss("memft_margin", keep=1, keep_ids=[[1, 2]]),
+            "keep_ids: must be a tensor",
+        ),
+        (lambda: MemFTCallback(None), "loss: must be a MemFTLoss, not NoneType"),
+        (lambda: MemFTCallback("memft_ot"), "not str"),
+    ],
+)
+def test_what_is_no_loss_is_refused(make, said):
+    with pytest.raises(UserError, match=said):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (torch.tensor([[-100, 1, 7]]), "a label of 7"),
+        (torch.tensor([[-100, 1, -1]]), "a label of -1"),
+        (torch.tensor([[-100, 1]]), r"labels \(1, 2\)"),
+        (torch.tensor([-100, 1, 2]), r"labels \(3,\)"),
+    ],
+)
+@pytest.mark.parametrize("is_training", [True, False])
+def test_labels_that_do_not_fit_the_logits_are_refused(labels, said, is_training):
+    logits = torch.randn(1, 3, 5, requires_grad=is_training)
+    with torch.set_grad_enabled(is_training), pytest.raises(UserError, match=said):
+        MemFTLoss("sft")({"logits": logits}, labels)
+
+
 def test_the_public_names_come_late():
     code = "import sys, pml_cli; print('torch' in sys.modules)"
     root = Path(pml_cli.__file__).parent.parent
