@@ -26,7 +26,7 @@ from pml_cli.evaluation.finished_runs import (
     read_environment,
     trained_samples,
 )
-from pml_cli.io import jsonable, write_json
+from pml_cli.io import jsonable, remove, write_json
 from pml_cli.results.folder import RunFolder
 from pml_cli.stats import Proportion
 from pml_cli.validation import read_json
@@ -240,6 +240,8 @@ def prove(
         reason = f"its data is no longer what it was trained on ({run.data.source})"
         raise UserError(f"{folder.path}: {reason}")
 
+    if cache is not None:
+        _set_aside(cache)
     key = _key(folder, samples, with_script=script_seconds > 0)
     proof = None if cache is None else _read(cache, key)
     if proof is None or _has_more_time(proof.script, script_seconds):
@@ -272,6 +274,17 @@ def _key(folder: RunFolder, samples: Sequence[Sample], *, with_script: bool) -> 
         with_script,
     ]
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def _set_aside(cache: Path) -> None:
+    """Remove what cannot be a kept proof: a folder, a pipe, or a link, not what it leads to.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    # A link to itself has no end to look at.
+    if cache.is_symlink() or (cache.exists() and not cache.is_file()):
+        remove(cache)
 
 
 def _read(path: Path, key: str) -> Proof | None:

@@ -25,12 +25,16 @@ from typing import Any
 
 from pml_cli.config.schema import TINY, Model
 from pml_cli.errors import UserError, and_n_more, first_line
-from pml_cli.io import cache_folder, named_for, refused_in_rust, temporary_path
+from pml_cli.io import cache_folder, named_for, refused_in_rust, remove, temporary_path
 from pml_cli.model.file_hash import sampled_hash
 from pml_cli.model.gguf_layout import is_gguf, read_layout
+from pml_cli.validation import load_json, read_regular
 
 SUFFIX = ".gguf"
 CONFIG_FILE = "config.json"
+
+# Beside it: SHA-256 of the other files, so that a damaged folder is converted anew.
+DIGESTS_FILE = "sha256.json"
 
 # Files of a folder that an error names.
 MAX_NAMES = 3
@@ -145,16 +149,50 @@ def _config_folder(file: Path, _size: int, _mtime_ns: int) -> Path:
     versions = [f"{name} {metadata.version(name)}" for name in CONVERTERS]
     key = hashlib.sha256(repr([sampled_hash(file), versions]).encode()).hexdigest()
     folder = cache_folder() / "gguf" / key[:32]
-    if (folder / CONFIG_FILE).is_file():
+    if _is_complete(folder):
         return folder
 
     try:
+        _set_aside(folder)
         return _write_config_folder(file, folder)
     # A cache that cannot be written is no fault.
     except OSError:
         temporary = Path(tempfile.mkdtemp(prefix="pml-gguf-"))
         atexit.register(shutil.rmtree, temporary, ignore_errors=True)
         return _write_config_folder(file, temporary / "config")
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether all files are as they were written."""
+    try:
+        digests = load_json(folder / DIGESTS_FILE, "")
+        return bool(digests == _digests(folder))
+    except (OSError, UserError):
+        return False
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file, by its name.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    files = sorted(file for file in folder.iterdir() if file.name != DIGESTS_FILE)
+    return {file.name: hashlib.sha256(read_regular(file)[0]).hexdigest() for file in files}
+
+
+def _set_aside(folder: Path) -> None:
+    """Remove what is damaged, or was written by an earlier version; a link, not what it leads to.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if not (folder.is_symlink() or folder.exists()):
+        return
+    # Renamed first, so that another process finds all of it or nothing.
+    removed = temporary_path(folder)
+    folder.rename(removed)
+    remove(removed)
 
 
 def _write_config_folder(file: Path, folder: Path) -> Path:
@@ -171,7 +209,7 @@ def _write_config_folder(file: Path, folder: Path) -> Path:
         temporary.rename(folder)
     except OSError as error:
         # Another process was first.
-        if not (folder / CONFIG_FILE).is_file():
+        if not _is_complete(folder):
             raise named_for(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -203,11 +241,12 @@ def _convert(file: Path, folder: Path) -> None:
         raise refusal from error
     # All of them: a size that is the class's default counts, too.
     fields = json.loads(config.to_json_string(use_diff=False))
-    # The weights are dequantised.
-    fields.pop("quantization_config", None)
-    # Last, as it tells that the folder is complete.
+    # The weights are dequantised; the name is that of the temporary link.
+    for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
+        fields.pop(name, None)
     text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False)
     (folder / CONFIG_FILE).write_text(f"{text}\n", "utf-8")
+    (folder / DIGESTS_FILE).write_text(json.dumps(_digests(folder)), "utf-8")
 
 
 def _refuse_unread_rope(file: Path, config: Any) -> None:

@@ -1,6 +1,7 @@
 """A finished run before it is handed over: what it knows, and what it leaves alone."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -211,6 +212,22 @@ def test_a_damaged_proof_is_measured_again(folder, proof, cache, tmp_path, monke
     monkeypatch.setattr(Prover, "prove", lambda *_, **_options: proof)
     assert prove(folder, script_seconds=0, cache=damaged) == proof
     assert json.loads(damaged.read_text()) == json.loads(cache.read_text())
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda path: path.mkdir(),
+        lambda path: path.symlink_to("nowhere"),
+        lambda path: path.symlink_to(path),
+        os.mkfifo,
+    ],
+)
+def test_what_is_no_file_in_its_place_is_replaced(folder, proof, cache, tmp_path, monkeypatch, put):
+    put(tmp_path / "proof.json")
+    monkeypatch.setattr(Prover, "prove", lambda *_, **_options: proof)
+    assert prove(folder, script_seconds=0, cache=tmp_path / "proof.json") == proof
+    assert json.loads((tmp_path / "proof.json").read_text()) == json.loads(cache.read_text())
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,42 @@ def test_a_cache_that_cannot_be_written_is_no_fault(file, monkeypatch, tmp_path)
     gguf_module._config_folder.cache_clear()
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "sha256.json"])
+@pytest.mark.parametrize("content", [None, b"", b"[]", b'{"model_type": "llama"'])
+def test_a_damaged_cache_is_converted_anew(file, monkeypatch, tmp_path, name, content):
+    monkeypatch.setenv("PML_CACHE", str(tmp_path))
+    gguf_module._config_folder.cache_clear()
+    folder = config_folder(file)
+    sound = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    damaged = folder / name
+    if content is None:
+        damaged.unlink()
+    else:
+        damaged.write_bytes(content)
+    gguf_module._config_folder.cache_clear()
+    assert config_folder(file) == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == sound
+    assert [path.name for path in (tmp_path / "gguf").iterdir()] == [folder.name]
+    gguf_module._config_folder.cache_clear()
+
+
+def test_a_link_in_place_of_the_cache_is_replaced_and_not_followed(file, monkeypatch, tmp_path):
+    monkeypatch.setenv("PML_CACHE", str(tmp_path / "cache"))
+    gguf_module._config_folder.cache_clear()
+    folder = config_folder(file)
+    theirs = tmp_path / "theirs"
+    folder.rename(theirs)
+    (theirs / "config.json").write_text("{}")
+    folder.symlink_to(theirs)
+
+    gguf_module._config_folder.cache_clear()
+    assert model_dims(settings(file)).layers == 3
+    assert not folder.is_symlink()
+    assert (theirs / "config.json").read_text() == "{}"
+    gguf_module._config_folder.cache_clear()
+
+
 def test_a_full_disk_is_the_fault_that_is_named(file, monkeypatch, tmp_path):
     monkeypatch.setenv("PML_CACHE", str(tmp_path))
     gguf_module._config_folder.cache_clear()
