@@ -26,6 +26,10 @@ MOVED_SHARE = 0.1
 # Gain of the others, nats a token, below which a run tells nothing.
 LEARNED = 0.5
 
+# Share of its tokens that a run has to predict rightly: where hardly any is learned, a first token
+# that is not is no sign of a sink.
+SOME_RIGHT = 0.1
+
 # Share of the runs that counts as nearly all.
 NEARLY_ALL = 0.9
 
@@ -75,7 +79,9 @@ def _can_have_prompt(source: str) -> bool:
 
 def _never_moved(runs: pd.DataFrame) -> bool:
     """Whether the first token moved in nearly none of the runs that have learned the others."""
-    largest = runs.sort_values("delta_loss", ascending=False).head(MAX_READ)
+    right = pd.to_numeric(runs.get("token_accuracy", pd.Series(1.0, runs.index)), errors="coerce")
+    able = runs[~(right < SOME_RIGHT)]
+    largest = able.sort_values("delta_loss", ascending=False).head(MAX_READ)
     unmoved = 0
     learned = 0
 

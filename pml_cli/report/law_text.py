@@ -283,9 +283,12 @@ def _repeated_cells(values: Values) -> str:
 
 
 def _first_token_unmoved(values: Values) -> str:
-    runs = counted(values["runs"], "run")
+    missing, total = values["missing"], values["runs"]
+    runs = f"{missing} of {counted(total, 'run')}"
+    if missing == total:
+        runs = "the run" if total == 1 else f"all {total} runs"
     return (
-        f"the first token is wrong in {values['missing']} of {runs} of {values['model']} without a "
+        f"the first token is wrong in {runs} of {values['model']} without a "
         "prompt, and training never moved it. If only begin-of-text precedes it and that position "
         "is an attention sink, no adapter has an effect: give a prompt of a few tokens "
         "(data.prompt='Text:')"

@@ -83,6 +83,11 @@ def test_each_model_counts_by_itself(tmp_path):
     assert found.values["model"] == "far" and found.values["runs"] == 12
 
 
+def test_where_hardly_a_token_is_learned_the_first_one_tells_nothing(tmp_path):
+    write_sweep(tmp_path, others=0.4, token_accuracy=0.0)
+    assert not found_in(tmp_path)
+
+
 def without_first_token(path):
     rows = pd.read_parquet(path)
     rows[rows["position"] > 0].to_parquet(path)
@@ -121,7 +126,7 @@ def test_the_warning_names_the_prompt(tmp_path):
     print_unmoved(read_runs([tmp_path]), console)
     (line,) = console.export_text().splitlines()
     assert line.startswith(
-        "warning: the first token is wrong in 12 of 12 runs of far without a prompt"
+        "warning: the first token is wrong in all 12 runs of far without a prompt"
     )
     assert "data.prompt" in line and "larger" not in line
 
@@ -129,7 +134,7 @@ def test_the_warning_names_the_prompt(tmp_path):
 def test_a_fit_advises_a_prompt_and_no_larger_ranks(tmp_path):
     write_sweep(tmp_path)
     printed = " ".join(fit_quietly(tmp_path, draws=0).split())
-    assert "warning: the first token is wrong in 12 of 12 runs of far without a prompt" in printed
+    assert "warning: the first token is wrong in all 12 runs of far without a prompt" in printed
     assert "no cell is recalled exactly, because none has learned its first token" in printed
     assert "larger ranks" not in printed and "pml sweep" not in printed
 
@@ -144,4 +149,4 @@ def test_a_transition_warns_too(tmp_path, quick):
     done = quick("transition", "runs", "figures=false", "draws=0")
     assert done.returncode == 0, done.stderr
     printed = " ".join(done.stdout.split())
-    assert "warning: the first token is wrong in 6 of 6 runs of far without a prompt" in printed
+    assert "warning: the first token is wrong in all 6 runs of far without a prompt" in printed

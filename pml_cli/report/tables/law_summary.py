@@ -169,14 +169,19 @@ def _recall_line(group: GroupFit) -> list[_Line]:
     if recall.status != OK:
         return []
     lengths = np.unique(group.observed.length)
-    shown = np.unique(lengths[[0, len(lengths) // 2, -1]])
-    sizes = []
-    for length in shown:
+    trained = group.observed.rank
+    inside: list[str] = []
+    beyond: list[str] = []
+    for length in np.unique(lengths[[0, len(lengths) // 2, -1]]):
         size = float(recall.ranks(length, EVEN_CHANCE)[0])
         # Said once, for all lengths.
-        unit = " tokens" if length == shown[0] else ""
-        sizes.append(f"{size_text(size)} ({length:g}{unit})")
-    return [_Line(f"recall  half of the targets from {group.axis.label} {', '.join(sizes)}")]
+        unit = "" if inside or beyond else " tokens"
+        is_inside = trained.min() <= size <= trained.max()
+        (inside if is_inside else beyond).append(f"{size_text(size)} ({length:g}{unit})")
+    sizes = [", ".join(inside)] if inside else []
+    if beyond:
+        sizes.append(f"extrapolated {', '.join(beyond)}")
+    return [_Line(f"recall  half of the targets from {group.axis.label} {'; '.join(sizes)}")]
 
 
 def _warnings(group: GroupFit) -> list[_Line]:

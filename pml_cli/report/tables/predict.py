@@ -128,7 +128,11 @@ def _band(interval: dict[str, float | None], quantity: str, missing: str) -> str
     # Without draws of the law there is a value and no band.
     if low is None and high is None and interval["value"] is not None:
         return MISSING
-    return f"{_value_text(low, quantity, missing)} to {_value_text(high, quantity, missing)}"
+    lowest = _value_text(low, quantity, missing)
+    # A band without an upper end.
+    if low is not None and high is None:
+        return f"{lowest} or more"
+    return f"{lowest} to {_value_text(high, quantity, missing)}"
 
 
 def _note(law: FittedLaw, answer: dict[str, Any]) -> str:
