@@ -84,6 +84,8 @@ def run(
         interview = _interview(folder, finished)
         parsed_questions = _questions(interview, questions)
         base, bank = _load(folder, finished, settings)
+    if questions and finished.data.source == "random":
+        _say(f"{folder.path}: trained on random tokens, so it knows no answers")
 
     answers: list[dict[str, Any]] = []
     for question in parsed_questions:
@@ -112,14 +114,17 @@ def _interview(folder: RunFolder, finished: Run) -> Interview:
     tokenizer = open_tokenizer(model)
     interview = Interview(finished, tokenizer, trained_samples(folder, finished, tokenizer))
     if interview.has_changed():
-        Console(stderr=True, markup=False).print(
+        _say(
             f"{folder.path}: the tokenizer of model={model.name} now gives other prompts than in "
-            "the training, so answers to new questions may differ",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
+            "the training, so answers to new questions may differ"
         )
     return interview
+
+
+def _say(line: str) -> None:
+    """A remark, beside the answers."""
+    console = Console(stderr=True, markup=False)
+    console.print(line, style="yellow", highlight=False, soft_wrap=True)
 
 
 def _questions(interview: Interview, texts: Sequence[str]) -> list[Question]:

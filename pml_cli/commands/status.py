@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 
 from pml_cli.errors import UserError, raise_all
+from pml_cli.format import counted
 from pml_cli.launch import slurm
 from pml_cli.launch.lease import cancel_processes
 from pml_cli.launch.liveness import living_processes
@@ -121,12 +122,14 @@ def cancel(out: Path, console: Console) -> int:
         console.print("nothing is running here")
         return 0
 
-    message = f"{len(snapshot.training)} running asked to save a checkpoint and end"
+    running = len(snapshot.training)
+    message = f"{counted(running, 'process', 'es')} asked to save a checkpoint and end"
     if snapshot.jobs:
         message += f", {len(snapshot.jobs)} jobs cancelled"
     console.print(message, highlight=False)
     console.print(
-        "they end after the current training step; the same sweep command resumes from there",
+        f"{'it ends' if running == 1 else 'they end'} after the current training step; the same "
+        "sweep command resumes from there",
         highlight=False,
     )
     raise_all(unread, MAX_UNREAD)

@@ -234,8 +234,10 @@ class Interview:
                 longest target, MIN_TOKENS at least.
 
         Raises:
-            UserError: the prompt leaves no room in the model's context.
+            UserError: the prompt has no token, or leaves no room in the model's context.
         """
+        if not question.prompt:
+            raise UserError("the prompt of this run has no token, so there is nothing to continue")
         room = model_dims(self._run.model).context - len(question.prompt)
         if room < 1:
             raise UserError(f"the prompt fills the context of model={self._run.model.name}")

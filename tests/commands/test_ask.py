@@ -280,6 +280,21 @@ def damage_samples(folder):
     (folder / "samples.jsonl").write_text("{")
 
 
+def remove_prompt(folder):
+    path = folder / "samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    path.write_text("".join(json.dumps(row | {"prompt_ids": []}) + "\n" for row in rows))
+
+
+def test_a_prompt_without_a_token_cannot_be_continued(runs, ask, tmp_path):
+    (source,) = (runs / "text").glob("tiny-*")
+    shutil.copytree(source, tmp_path / source.name)
+    remove_prompt(tmp_path / source.name)
+    code, out, err = ask(tmp_path / source.name)
+    assert (code, out) == (2, "")
+    assert "the prompt of this run has no token" in err and len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

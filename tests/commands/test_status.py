@@ -252,7 +252,7 @@ def test_a_sweep_in_another_process_is_shown_cancelled_and_resumed(tmp_path, qui
     assert f"inline {sweep.pid}" in printed.stdout
     assert "2 cells: 0 done, 2 running, 0 queued" in printed.stdout
 
-    assert "1 running asked to save a checkpoint and end" in cancelled.stdout
+    assert "1 process asked to save a checkpoint and end" in cancelled.stdout
     assert sweep.returncode == 1, output + errors
     assert "cancelled" in output
     assert len(list((out / ".pml" / "checkpoints").glob("*.safetensors"))) == 1
