@@ -214,6 +214,7 @@ def fit(
     from pml_cli.commands import fit as command
     from pml_cli.config.reports import Fit
     from pml_cli.config.request import load_report as load_settings
+    from pml_cli.results.folder import beside
 
     asked = load_settings("fit", _overrides(settings, more))
     assert isinstance(asked, Fit)
@@ -224,7 +225,7 @@ def fit(
     if not is_names:
         raise UserError(f"by={_shown(by)}: must be names of settings")
     command.run(paths, asked, _console(quiet), compared)
-    return Law.load_all(asked.out or paths[0] / "fit")
+    return Law.load_all(asked.out or beside(paths[0], "fit"))
 
 
 class Law:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -102,6 +103,19 @@ def test_parameters_come_with_the_intervals_of_the_tables(folder):
     (group,) = content["groups"]
     assert law.parameters.loc["alpha", ["low", "high"]].tolist() == group["intervals_95"]["alpha"]
     assert law.parameters.loc["alpha", "low"] < law.parameters.loc["alpha", "value"]
+
+
+def test_nothing_is_added_to_the_folder_of_a_run(folder, tmp_path, quick):
+    run = tmp_path / "runs" / "one"
+    shutil.copytree(pml.runs(folder)["folder"].iloc[0], run)
+    complete = sorted(run.iterdir())
+    with pytest.raises(pml.UserError, match=r"one-fit.*no law was identified"):
+        pml.fit(run, settings={"figures": False, "draws": 0})
+    assert quick("transition", str(run), "figures=false").returncode == 0
+
+    assert sorted(run.iterdir()) == complete
+    names = {path.name for path in run.parent.iterdir()}
+    assert names == {"one", "one-fit", "one-transition"}
 
 
 def test_a_report_without_intervals_is_read(folder, tmp_path):

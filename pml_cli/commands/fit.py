@@ -41,7 +41,7 @@ from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables import law as tables
 from pml_cli.report.tables import law_summary
 from pml_cli.report.tables.bits_line import line_table
-from pml_cli.results.folder import writable_folder
+from pml_cli.results.folder import beside, writable_folder
 from pml_cli.results.groups import differing_settings
 from pml_cli.results.read import finished_runs
 
@@ -62,8 +62,8 @@ def run(
     """Fit every group of cells below `paths`, show it, write the report folder.
 
     Args:
-        paths: folders of runs, searched at any depth; the report goes to settings.out or fit/
-            inside the first.
+        paths: folders of runs, searched at any depth; the report goes to settings.out, or to fit/
+            in the first, beside it where that is one run.
         stdout: to print to.
         by: settings (of KEY and SCHEDULE in results/groups.py) in which groups are compared; those
             that agree in all others.
@@ -81,7 +81,7 @@ def run(
     console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     check_settings(by)
     runs = _read(paths)
-    out = Path(settings.out) if settings.out else paths[0] / "fit"
+    out = Path(settings.out) if settings.out else beside(paths[0], "fit")
     check_files(out, WRITTEN)
     writable_folder(out)
 

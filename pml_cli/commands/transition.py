@@ -28,7 +28,7 @@ from pml_cli.report.output import consoles, print_json
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables import transition as tables
-from pml_cli.results.folder import writable_folder
+from pml_cli.results.folder import beside, writable_folder
 from pml_cli.results.groups import (
     differing_settings,
     group_name,
@@ -67,7 +67,7 @@ def run(
     runs = transition_runs(paths, settings, notes)
     print_notes(notes)
     # Checked first, because reading the tokens of many runs takes long.
-    out = Path(settings.out) if settings.out else paths[0] / "transition"
+    out = Path(settings.out) if settings.out else beside(paths[0], "transition")
     check_files(out, transition_folder.WRITTEN)
     writable_folder(out)
 

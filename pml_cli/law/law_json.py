@@ -51,6 +51,7 @@ from pml_cli.law.power_law import PowerLawFit
 from pml_cli.law.quality import Quality
 from pml_cli.law.recall_law import NAMES, RecallFit
 from pml_cli.law.text_deviations import TextDeviation
+from pml_cli.results.folder import beside
 from pml_cli.stats import MIN_CLUSTERS, Array, percent_error
 from pml_cli.validation import checked, load_json, shown
 
@@ -835,7 +836,7 @@ def _groups_named(name: str, groups: list[dict[str, Any]]) -> list[dict[str, Any
 
 def _law_json_path(path: Path) -> Path:
     """The law.json that a path means."""
-    for file in (path, path / FILE_NAME, path / "fit" / FILE_NAME):
+    for file in (path, path / FILE_NAME, beside(path, "fit") / FILE_NAME):
         if file.is_file():
             return file
     missing = "" if path.exists() else " (no such folder)"

@@ -285,3 +285,19 @@ def _revalidate(folder: Path) -> None:
     """Opening a folder makes an NFS client compare its cache with the server (close-to-open)."""
     with suppress(OSError):
         os.close(os.open(folder, os.O_RDONLY))
+
+
+def beside(folder: Path, name: str) -> Path:
+    """Where a report of a folder goes: a folder of that name in it, and beside that of a run.
+
+    Nothing is added to the folder of a run, which is complete.
+
+    Args:
+        folder: of runs, or of one.
+        name: of the report: fit.
+    """
+    if not (folder / RESULT).exists():
+        return folder / name
+    # What has no name of its own: `.` and `..`.
+    run = folder.resolve() if folder.name in ("", "..") else folder
+    return run.parent / f"{run.name}-{name}"
