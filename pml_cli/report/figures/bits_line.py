@@ -11,7 +11,7 @@ import pandas as pd
 from pml_cli.law.bits_line import CLOSE, BitsLine
 from pml_cli.law.half_recall import WITHIN
 from pml_cli.report.figures.registry import figure
-from pml_cli.report.figures.style import GREY, MARKERS, log_axis
+from pml_cli.report.figures.style import GREY, MARKERS, round_log_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,9 +65,8 @@ def bits_figure(line: BitsLine, points: pd.DataFrame) -> Figure:
             label=names[index],
         )
 
-    axes.set_yscale("log")
-    ticks = [digit * 10**power for power in range(1, 7) for digit in (1, 2, 5)]
-    log_axis(axes, [tick for tick in ticks if line.least_bits <= tick <= line.most_bits])
+    round_log_axis(axes, "x")
+    round_log_axis(axes, "y")
     axes.set_xlabel("bits of the target: l min(base loss, entropy of the source) / ln 2")
     axes.set_ylabel("effective parameters at even chance of exact recall")
     axes.set_title(f"Parameters against bits under {line.loss}", fontsize=10)

@@ -15,6 +15,7 @@ from pml_cli.report.figures.style import (
     legend_below,
     log_axis,
     page_title,
+    round_log_axis,
     sequential_colours,
 )
 
@@ -56,7 +57,7 @@ def capacity_figure(held: pd.DataFrame) -> Figure:
     line = f"N = {PARAMETER_SCALE} bits^{PARAMETER_EXPONENT}: sft on grids"
     axes.plot(parameters, bits, "--", color=GREY, lw=1, label=line, zorder=0)
 
-    axes.set_yscale("log")
+    round_log_axis(axes, "y")
     log_axis(axes, parameters)
     axes.set(xlabel="trainable parameters N", ylabel="bits held exactly")
     axes.grid(color="0.9", lw=0.6)

@@ -15,7 +15,13 @@ from pml_cli.report.figures.methods import (
     sft_first,
 )
 from pml_cli.report.figures.registry import figure
-from pml_cli.report.figures.style import GREY, add_legend_below, empty_panel, page_title
+from pml_cli.report.figures.style import (
+    GREY,
+    add_legend_below,
+    empty_panel,
+    page_title,
+    round_ticks,
+)
 from pml_cli.stats import safe_exp
 
 if TYPE_CHECKING:
@@ -24,9 +30,6 @@ if TYPE_CHECKING:
 
 # Less harm than this is drawn here: on a logarithmic axis there is no zero.
 LEAST_HARM = 1e-3
-
-# The ratio of the largest to the least harm from which on each decade has one tick.
-MANY_DECADES = 3000
 
 # Lines of names beside a point.
 MAX_LINES = 4
@@ -57,7 +60,8 @@ def forgetting_figure(table: pd.DataFrame, means: pd.DataFrame) -> Figure:
     _draw_front(axes, measured)
     _draw_runs(axes, table[table["kind"] == ALL], _methods(measured))
     _draw_cells(axes, measured)
-    _name_cells(axes, measured)
+    if _are_kept(table):
+        _name_cells(axes, measured)
 
     handles, labels = axes.get_legend_handles_labels()
     add_legend_below(page, handles, labels, columns=min(len(labels), 3))
@@ -73,11 +77,17 @@ def _title(table: pd.DataFrame) -> str:
     first = table.iloc[0]
     runs = table.drop_duplicates("id")
     lengths = ", ".join(f"{length:g}" for length in sorted(runs["target_tokens"].unique()))
+    labels = "; beside each point its loss.keep" if _are_kept(table) else ""
     return (
         "What an adapter recalls, and what it harms\n"
         f"{first['model']}, {first['data']}, adapter {first['adapter']}; "
-        f"{counted(len(runs), 'run')}, {lengths} target tokens; beside each point its loss.keep"
+        f"{counted(len(runs), 'run')}, {lengths} target tokens{labels}"
     )
+
+
+def _are_kept(table: pd.DataFrame) -> bool:
+    """Whether any run was kept close to the base model."""
+    return bool(table["penalty"].astype(bool).any())
 
 
 def _shown(harm: Any) -> Any:
@@ -90,10 +100,7 @@ def _draw_axes(axes: Axes, means: pd.DataFrame) -> None:
     shown = _shown(means["harm"].to_numpy(float))
     low, high = shown.min() / 1.8, shown.max() * 1.8
     axes.set_xlim(low, high)
-    # Over many decades the labels of 2 and 5 would touch.
-    digits = (1,) if high / low > MANY_DECADES else (1, 2, 5)
-    candidates = [digit * 10.0**power for power in range(-3, 2) for digit in digits]
-    ticks = [tick for tick in candidates if low <= tick <= high]
+    ticks = round_ticks(low, high)
     labels = [f"≤{tick:g}" if tick == LEAST_HARM else f"{tick:g}" for tick in ticks]
     axes.set_xticks(ticks, labels)
     axes.set_xticks([], minor=True)

@@ -13,7 +13,7 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -62,6 +62,9 @@ MANY_POINTS = 1000
 
 # Labels of three characters that fit side by side
 MAX_LOG_TICKS = 9
+
+# Fewer do not show that an axis is logarithmic.
+MIN_LOG_TICKS = 3
 
 # By the name of a SizeAxis
 SIZE_LABELS = {
@@ -180,6 +183,35 @@ def log_axis(axes: Axes, values: ArrayLike) -> None:
         axes.set_xticks(ticks, [tick_label(tick) for tick in ticks])
         # matplotlib would label these, too.
         axes.set_xticks([], minor=True)
+
+
+def round_log_axis(axes: Axes, name: Literal["x", "y"]) -> None:
+    """Make an axis logarithmic, with round ticks; after all is drawn.
+
+    Args:
+        name: of the axis.
+    """
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    (axes.set_xscale if name == "x" else axes.set_yscale)("log")
+    axes.autoscale_view()
+    ticks = round_ticks(*axis.get_view_interval())
+    axis.set_ticks(ticks, [tick_label(tick) for tick in ticks])
+    axis.set_ticks([], minor=True)
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two positive ones: powers of ten, also 2 and 5 times them, where those
+    are few any round ones."""
+    from matplotlib.ticker import MaxNLocator
+
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1,), (1, 2, 5)):
+        candidates = [digit * 10.0**power for power in powers for digit in digits]
+        ticks = [tick for tick in candidates if low <= tick <= high]
+        if len(ticks) >= MIN_LOG_TICKS:
+            return ticks
+    values = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [float(value) for value in values if low <= value <= high]
 
 
 def log_ticks(values: ArrayLike) -> list[float]:

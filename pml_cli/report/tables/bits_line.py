@@ -57,6 +57,8 @@ def _verdict(line: BitsLine) -> list[str]:
         )
     )
     lines = [f"{close}; F over texts, {tests}"]
+    if line.texts < 2:
+        lines.append("one text: a line through its points, which nothing tests")
     if line.outside:
         what = counted(line.outside, "threshold")
         lines.append(f"{what} below or above all ranks tried: left out")
