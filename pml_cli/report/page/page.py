@@ -22,6 +22,7 @@ from pml_cli.report.page.sections import (
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 # In the order of the page.
 SECTIONS = (verdict, law, predictor, recall, tokens, losses, forgetting, audit)
@@ -61,13 +62,27 @@ def script_json(content: object) -> str:
 def _environment() -> Environment:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    return Environment(
+    environment = Environment(
         loader=FunctionLoader(_asset),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["with_code"] = _with_code
+    return environment
+
+
+def _with_code(text: str) -> Markup:
+    """A text as HTML, what stands between backticks as code."""
+    from markupsafe import Markup, escape
+
+    parts = text.split("`")
+    # A backtick without its partner is one.
+    if len(parts) % 2 == 0:
+        return escape(text)
+    code = Markup("<code>{}</code>")
+    return Markup("").join(code.format(part) if k % 2 else part for k, part in enumerate(parts))
 
 
 @cache

@@ -50,7 +50,8 @@ function draw(id, make) {
   const { traces, layout } = make();
   const base = {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { color: style("--ink"), size: 12 }, margin: { l: 55, r: 15, t: 15, b: 45 },
+    font: { color: style("--ink"), size: 12 }, margin: { l: 55, r: 15, t: 30, b: 45 },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: style("--ink") },
     hoverlabel: { align: "left" }, legend: { orientation: "h", y: -0.2 },
   };
   // While printing the width of the paper, else that of the screen.
