@@ -10,6 +10,7 @@ Exit codes: 0; 2 (a `UserError`) when there is no law.json, no group of that nam
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -53,6 +54,7 @@ def run(
     check_question(question, wanted)
 
     reports = [load_report(path, settings.group) for path in paths]
+    _print_outdated(reports)
     laws = [law for report in reports for law in report.laws]
     if settings.per_rank is not None:
         return _new_model(reports, settings, console, as_json=as_json)
@@ -69,6 +71,20 @@ def run(
     for report in reports:
         show_left_out(console, report.left_out)
     return 0
+
+
+def _print_outdated(reports: Sequence[Report]) -> None:
+    """Say which reports an earlier version has fitted in another way."""
+    stderr = Console(stderr=True, markup=False, emoji=False)
+    for report in reports:
+        if report.is_outdated:
+            stderr.print(
+                f"{report.file}: fitted by an earlier version of pml, which gave other bands; run "
+                "`pml fit` again",
+                style="yellow",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def _new_model(

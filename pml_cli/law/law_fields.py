@@ -176,6 +176,8 @@ class FileFields(TypedDict):
     """The file."""
 
     format: int
+    # Reports of earlier versions have none.
+    method: NotRequired[Count]
     x: Text
     groups: list[GroupFields]
     draws: dict[str, dict[str, list[Number | None]]]

@@ -59,6 +59,10 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 FORMAT = 4
+
+# Raised where the same cells would now give other laws or bands. 1: the law of exact recall counts
+# every trained cell and every draw.
+METHOD = 1
 FILE_NAME = "law.json"
 # What helps where the file cannot be used.
 AGAIN = "run `pml fit` again"
@@ -408,6 +412,8 @@ class LawFile:
     """The whole file."""
 
     format: int
+    method: int
+    """METHOD of the pml that fitted it."""
     versions: dict[str, str]
     """pml, numpy, scipy."""
     inputs: dict[str, Any]
@@ -457,6 +463,7 @@ def law_file(
 
     return LawFile(
         format=FORMAT,
+        method=METHOD,
         versions=versions,
         inputs=inputs,
         saturated_below=saturated_below,
@@ -728,6 +735,9 @@ def _comparison_record(comparison: Comparison, say: Say) -> ComparisonRecord:
 class Report:
     """What a law.json can answer."""
 
+    file: Path
+    is_outdated: bool
+    """Whether `pml fit` would now give other laws or bands for the same cells."""
     laws: list[FittedLaw]
     """Laws of the groups that have a law of the gain or of exact recall."""
     left_out: dict[str, str]
@@ -776,7 +786,15 @@ def load_report(path: Path, group: str | None = None) -> Report:
         details = "; ".join(sorted(set(left_out.values())))
         raise UserError(f"{file}: no law was identified: {details}")
     parameters = {entry["name"]: _parameter_rows(entry) for entry in answering}
-    return Report(laws=laws, left_out=left_out, lines=lines, parameters=parameters)
+    return Report(
+        file=file,
+        # Reports of earlier versions do not say it.
+        is_outdated=content.get("method", 0) < METHOD,
+        laws=laws,
+        left_out=left_out,
+        lines=lines,
+        parameters=parameters,
+    )
 
 
 def _parameter_rows(group: dict[str, Any]) -> dict[str, ParameterRow]:

@@ -43,6 +43,18 @@ def test_answers_as_json(law_report, capsys):
     assert code == 0 and answer["target"] == "loss" and answer["rows"][0]["rank"] == 8
 
 
+def test_a_report_of_an_earlier_version_is_said(law_report, tmp_path, capsys):
+    content = json.loads((law_report / "fit" / "law.json").read_text())
+    _, answer, remarks = pml(capsys, "predict", str(law_report), "rank=8")
+    assert "earlier version" not in remarks
+
+    del content["method"]
+    (tmp_path / "law.json").write_text(json.dumps(content))
+    code, same, remarks = pml(capsys, "predict", str(tmp_path), "rank=8")
+    assert (code, same) == (0, answer)
+    assert "law.json: fitted by an earlier version of pml" in remarks
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
