@@ -208,14 +208,10 @@ def fit_group(
     """
     # Saturated cells are lower limits of the gain; no law may use the other excluded ones.
     usable = cells[cells["kept"] | (cells["reason"] == SATURATED)]
-    observed = Observations.of(
-        usable[axis.column].to_numpy(float),
-        usable["target_tokens"].to_numpy(float),
-        usable["delta_loss"].to_numpy(float),
-        usable["base_loss"].to_numpy(float),
+    observed = _observations(
+        usable,
+        axis,
         final=usable["final_loss"].to_numpy(float),
-        text=text_names(usable).to_numpy(str),
-        grid_size=usable[axis.grid.column].to_numpy(float),
         expected=_expected(usable) if unconverged == "censor" else None,
         saturated_below=saturated_below,
     )
@@ -223,14 +219,7 @@ def fit_group(
     analysis, failure = _analyse(observed, draws, progress)
     unmoved = unmoved_first_tokens(usable)
     of_recall = cells[cells["reason"].isin(OF_THE_GAIN_ALONE)]
-    observed_recall = Observations.of(
-        of_recall[axis.column].to_numpy(float),
-        of_recall["target_tokens"].to_numpy(float),
-        of_recall["delta_loss"].to_numpy(float),
-        of_recall["base_loss"].to_numpy(float),
-        text=text_names(of_recall).to_numpy(str),
-        grid_size=of_recall[axis.grid.column].to_numpy(float),
-    )
+    observed_recall = _observations(of_recall, axis)
     exact = pd.to_numeric(of_recall["exact_match"], errors="coerce").to_numpy(float)
     recall = fit_recall(observed_recall, exact, min(draws, DRAWS))
     samples = pd.to_numeric(of_recall["samples"], errors="coerce").to_numpy(float)
@@ -359,6 +348,24 @@ def _without_sweeps(recall: RecallFit, advice: list[Finding]) -> tuple[RecallFit
     if recall.finding == finding("recall_nowhere"):
         recall = dataclasses.replace(recall, finding=finding("recall_first_token"))
     return recall, [found for found in advice if "ranks" not in found.values]
+
+
+def _observations(cells: pd.DataFrame, axis: SizeAxis, **more: Any) -> Observations:
+    """What a law sees of some cells.
+
+    Args:
+        axis: the size that the law is about.
+        more: of `Observations.of`.
+    """
+    return Observations.of(
+        cells[axis.column].to_numpy(float),
+        cells["target_tokens"].to_numpy(float),
+        cells["delta_loss"].to_numpy(float),
+        cells["base_loss"].to_numpy(float),
+        text=text_names(cells).to_numpy(str),
+        grid_size=cells[axis.grid.column].to_numpy(float),
+        **more,
+    )
 
 
 def _with_predictions(

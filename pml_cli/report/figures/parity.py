@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pml_cli.format import three_digits
 from pml_cli.law.fit_result import FitResult
-from pml_cli.report.figures.law_view import View
+from pml_cli.report.figures.law_view import HeldOut, View
 from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
     COLUMN,
@@ -65,91 +66,22 @@ def draw_parity(axes: Axes, view: View, marker_size: float) -> None:
         return
 
     observed = view.observed
-    measured = observed.delta
     predicted = view.law.predict(observed.rank, observed.length, observed.base)
-    uncensored = view.uncensored
     # Saturated cells are predicted above what was measured; they must not stretch the frame.
-    low, high = axis_limits(measured, predicted[uncensored])
-
-    def plot(x: Array, y: Array, marker: str, label: str, **style: Any) -> None:
-        # An empty artist would have an entry in the legend.
-        if not len(x):
-            return
-        clipped = np.clip(y, low, high)
-        if (clipped != y).any():
-            label += " (clipped)"
-        axes.plot(
-            x,
-            clipped,
-            marker,
-            ls="none",
-            ms=marker_size,
-            mew=0.8,
-            label=label,
-            rasterized=len(observed) > MANY_POINTS,
-            clip_on=False,
-            **style,
-        )
-
-    axes.plot(
-        [low, high],
-        [low, high],
-        color=GREY,
-        lw=0.8,
-        zorder=1,
+    low, high = axis_limits(observed.delta, predicted[view.uncensored])
+    marks = _Marks(
+        axes=axes,
+        low=low,
+        high=high,
+        size=marker_size,
+        rasterized=len(observed) > MANY_POINTS,
     )
-    held_out = np.zeros(len(observed), bool)
+    _draw_seen(marks, view, predicted)
     if view.held_out is not None:
-        held_out = view.held_out.mask
-    fitted = ~held_out & uncensored
-    saturated = ~held_out & ~uncensored
-    plot(
-        measured[fitted],
-        predicted[fitted],
-        "o",
-        "in the fit",
-        color=PURPLE,
-        alpha=0.75,
-        zorder=2,
-    )
-    plot(
-        measured[saturated],
-        predicted[saturated],
-        "o",
-        "saturated",
-        mec=PURPLE,
-        mfc="none",
-        zorder=2,
-    )
-
-    # The paper's law lies under the other where both predict the same.
-    if view.held_out is not None:
-        x = measured[held_out]
-        full = uncensored[held_out]
-        by_law = view.held_out.law
-        by_paper = view.held_out.paper
-        if by_paper is not None:
-            plot(x, by_paper, "x", "unseen, paper's law", color=GREY, zorder=1.5)
-        plot(
-            x[full],
-            by_law[full],
-            "D",
-            "unseen by the fit",
-            mec=ORANGE,
-            mfc=ORANGE,
-            zorder=3,
-        )
-        plot(
-            x[~full],
-            by_law[~full],
-            "D",
-            "unseen, saturated",
-            mec=ORANGE,
-            mfc="white",
-            zorder=3,
-        )
+        _draw_unseen(marks, view, view.held_out)
 
     # Equal axes: the diagonal is where both gains are the same.
+    axes.plot([low, high], [low, high], color=GREY, lw=0.8, zorder=1)
     axes.set(xlim=(low, high), ylim=(low, high))
     axes.text(
         0.97,
@@ -162,6 +94,69 @@ def draw_parity(axes: Axes, view: View, marker_size: float) -> None:
     )
     axes.legend(loc="upper left", fontsize=8, framealpha=0.85)
     axes.set_title(_title(view, view.law))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Marks:
+    """Draws points of one kind into a frame, clipped to its edges."""
+
+    axes: Axes
+    low: float
+    high: float
+    """Ends of both axes, nats per token."""
+    size: float
+    """Of a marker, points."""
+    rasterized: bool
+
+    def plot(self, x: Array, y: Array, marker: str, label: str, **style: Any) -> None:
+        """Draw points, (n,) each; of none there is no entry in the legend either."""
+        if not len(x):
+            return
+        clipped = np.clip(y, self.low, self.high)
+        if (clipped != y).any():
+            label += " (clipped)"
+        self.axes.plot(
+            x,
+            clipped,
+            marker,
+            ls="none",
+            ms=self.size,
+            mew=0.8,
+            label=label,
+            rasterized=self.rasterized,
+            clip_on=False,
+            **style,
+        )
+
+
+def _draw_seen(marks: _Marks, view: View, predicted: Array) -> None:
+    """The cells that no held-out check leaves out."""
+    measured = view.observed.delta
+    seen = np.ones(len(measured), bool)
+    if view.held_out is not None:
+        seen = ~view.held_out.mask
+    fitted = seen & view.uncensored
+    saturated = seen & ~view.uncensored
+
+    filled = {"color": PURPLE, "alpha": 0.75, "zorder": 2}
+    hollow = {"mec": PURPLE, "mfc": "none", "zorder": 2}
+    marks.plot(measured[fitted], predicted[fitted], "o", "in the fit", **filled)
+    marks.plot(measured[saturated], predicted[saturated], "o", "saturated", **hollow)
+
+
+def _draw_unseen(marks: _Marks, view: View, held_out: HeldOut) -> None:
+    """The largest ranks and longest lengths, by fits without them."""
+    x = view.observed.delta[held_out.mask]
+    full = view.uncensored[held_out.mask]
+    by_law = held_out.law
+    # The paper's law lies under the other where both predict the same.
+    if held_out.paper is not None:
+        marks.plot(x, held_out.paper, "x", "unseen, paper's law", color=GREY, zorder=1.5)
+
+    filled = {"mec": ORANGE, "mfc": ORANGE, "zorder": 3}
+    hollow = {"mec": ORANGE, "mfc": "white", "zorder": 3}
+    marks.plot(x[full], by_law[full], "D", "unseen by the fit", **filled)
+    marks.plot(x[~full], by_law[~full], "D", "unseen, saturated", **hollow)
 
 
 def _parameters_text(law: FitResult) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,30 +82,25 @@ def residuals_figure(view: View) -> Figure | None:
 
     spread = 100 * view.law.parameters.get("spread", math.nan)
     if math.isfinite(spread):
-        half = normal_quantile() * spread
-        for axes in panels:
-            axes.axhspan(
-                -half,
-                half,
-                color=PURPLE,
-                alpha=0.09,
-                lw=0,
-                zorder=0,
-            )
-        # An empty artist in the colour that the band has on white, for the legend.
-        label = f"95 % by the law's spread, ± {half:.2g} %"
-        by_rank.fill_between(
-            [],
-            [],
-            color=PURPLE,
-            alpha=0.18,
-            lw=0,
-            label=label,
-        )
-
+        _draw_spread(panels, spread)
     legend_below(figure, by_rank, columns=4, fontsize=6.5)
     figure.suptitle("Residuals: a trend in their means speaks against the law", fontsize=8)
     return figure
+
+
+def _draw_spread(panels: Sequence[Axes], spread: float) -> None:
+    """The band that holds 95 % of the cells, if the law and its spread are right.
+
+    Args:
+        panels: the first one gets the entry of the legend.
+        spread: standard deviation of a cell around the law, per cent.
+    """
+    half = normal_quantile() * spread
+    for axes in panels:
+        axes.axhspan(-half, half, color=PURPLE, alpha=0.09, lw=0, zorder=0)
+    # An empty artist in the colour that the band has on white, for the legend.
+    label = f"95 % by the law's spread, ± {half:.2g} %"
+    panels[0].fill_between([], [], color=PURPLE, alpha=0.18, lw=0, label=label)
 
 
 def _draw_points(
