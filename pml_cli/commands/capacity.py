@@ -127,7 +127,7 @@ def run(
     console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     out = asked.request.out
     check_output_folder(out)
-    check_files(out, ("capacity.json", "capacity.csv"))
+    check_files(out, ("capacity.json", "capacity.csv"), figures=("capacity",))
     adapters = [begin(each, asked) for each in asked.request.runs]
     print_prompts(asked.request.runs, console, progress)
     if dry_run:

@@ -82,7 +82,7 @@ def run(
     check_settings(by)
     runs = _read(paths)
     out = Path(settings.out) if settings.out else beside(paths[0], "fit")
-    check_files(out, WRITTEN)
+    check_files(out, WRITTEN, figures=("law", "bits", "comparison"))
     writable_folder(out)
 
     # Groups that cannot be compared are refused before the fits, which take minutes.

@@ -69,7 +69,7 @@ def run(
         raise UserError("--json: cannot be combined with --dry-run, which trains nothing")
     console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     _check_losses(request)
-    check_files(request.out, (RESULTS, "comparison.csv", "ranks.csv"))
+    check_files(request.out, (RESULTS, "comparison.csv", "ranks.csv"), figures=("memft",))
     plan = plan_sweep(request, retry=retry, download=not dry_run)
     if dry_run:
         check_models_for_dry_run(plan)

@@ -120,7 +120,7 @@ def run(
     check_output_folder(asked.request.out)
     data_path = getattr(asked.run.data, "path", None)
     inputs = [*asked.files, *([Path(data_path)] if data_path else [])]
-    check_files(asked.request.out, WRITTEN, inputs)
+    check_files(asked.request.out, WRITTEN, inputs, figures=("memorize",))
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
             return _show_plan(Search.begin(asked, output, Path(folder)))

@@ -68,7 +68,7 @@ def run(
     print_notes(notes)
     # Checked first, because reading the tokens of many runs takes long.
     out = Path(settings.out) if settings.out else beside(paths[0], "transition")
-    check_files(out, transition_folder.WRITTEN)
+    check_files(out, transition_folder.WRITTEN, figures=("transition",))
     writable_folder(out)
 
     keys, groups_of_runs = zip(*split_groups(runs), strict=True)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from pml_cli.errors import UserError
 from pml_cli.report import folder_index
+from pml_cli.report.figures.registry import SUFFIXES
 from pml_cli.results.folder import RESULT
 from pml_cli.results.output_folder import PML
 from pml_cli.validation import load_json
 
 
-def check_files(out: Path, names: Collection[str], inputs: Iterable[Path] = ()) -> None:
+def check_files(
+    out: Path,
+    names: Collection[str],
+    inputs: Iterable[Path] = (),
+    *,
+    figures: Iterable[str] = (),
+) -> None:
     """Refuse a folder in which a command would replace what is none of pml's.
 
     A folder that pml has written to is its own.
@@ -21,6 +28,7 @@ def check_files(out: Path, names: Collection[str], inputs: Iterable[Path] = ()) 
         out: the folder; it need not exist.
         names: of the tables and folders that the command writes there.
         inputs: files that the command reads.
+        figures: how the names of its figures begin: `law` stands for law.png and law-GROUP.png.
 
     Raises:
         UserError: a file of such a name is there in a folder that pml never wrote to, or is read
@@ -32,11 +40,20 @@ def check_files(out: Path, names: Collection[str], inputs: Iterable[Path] = ()) 
             raise UserError(f"{path}: a file of this name is written there; {remedy}")
 
     taken = [name for name in names if (out / name).exists()]
+    taken += [name for beginning in figures for name in _figures(out, beginning)]
     if taken and not _is_written_by_pml(out, taken):
         raise UserError(
             f"{out / taken[0]}: a file of this name is written there, and this one is none of "
             f"pml's; {remedy}"
         )
+
+
+def _figures(out: Path, beginning: str) -> Iterator[str]:
+    """The names of the figures in a folder that begin so."""
+    for suffix in SUFFIXES:
+        for path in (out / f"{beginning}.{suffix}", *out.glob(f"{beginning}-*.{suffix}")):
+            if path.exists():
+                yield path.name
 
 
 def _is_written_by_pml(out: Path, taken: Iterable[str]) -> bool:

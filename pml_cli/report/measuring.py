@@ -108,7 +108,7 @@ def measured_runs(
 
     folder = report_folder(paths, out)
     path = folder / measurement.file_name
-    check_files(folder, [path.name, f"{path.stem}.csv"])
+    check_files(folder, [path.name, f"{path.stem}.csv"], figures=[path.stem])
     measurements = Measurements(path, measurement.file_format, measurement.schema)
     selected, faults = measurement.measurable(runs)
     print_left_out(selected, faults)

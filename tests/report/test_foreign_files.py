@@ -19,6 +19,16 @@ def test_a_file_of_somebody_else_is_refused(tmp_path, name):
     check_files(tmp_path, ["other.csv"])
 
 
+@pytest.mark.parametrize("name", ["law.png", "law-final.pdf"])
+def test_a_figure_of_somebody_else_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"{name}: .*none of pml's"):
+        check_files(tmp_path, [], figures=["law"])
+    check_files(tmp_path, [], figures=["memorize"])
+    (tmp_path / ".pml").mkdir()
+    check_files(tmp_path, [], figures=["law"])
+
+
 def test_a_folder_that_pml_has_written_to_is_its_own(tmp_path):
     for name, make in {
         "runs": lambda out: (out / ".pml").mkdir(),
