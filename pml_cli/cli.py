@@ -664,10 +664,10 @@ def predict(
     epilog=settings_help(reports.Lasting),
     help="""Measure recall after rounding and merging, and forgetting.
 
-Reads finished runs. Measures recall as trained; with adapter or base rounded to
-bf16 and int8; all in bf16; merged. Also loss and KL to the base model on text
-that was not trained on, and on random tokens. Runs that were measured before
-are not measured again.
+Reads finished runs. Measures recall as trained; with the adapter rounded to
+bf16, int8 and int4; with the base model rounded to bf16 and int8; all in bf16;
+merged. Also loss and KL to the base model on text that was not trained on, and
+on random tokens. Runs that were measured before are not measured again.
 
 \b
 EXAMPLES

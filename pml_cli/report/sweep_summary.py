@@ -181,9 +181,11 @@ def summarise(
     if len(runs):
         console.print(f"{done} of {len(cells)} cells done: {path}", highlight=False, soft_wrap=True)
     if failures:
+        them = "it" if failures == 1 else "them"
         console.print(
-            f"{failures} failed; the same command (with --retry) tries them again",
+            f"{failures} failed; the same command (without --no-retry) tries {them} again",
             highlight=False,
+            soft_wrap=True,
         )
     if done < len(cells):
         return _incomplete(out, failures, console)

@@ -207,7 +207,7 @@ def test_of_many_failures_the_first_are_named(tmp_path, quick):
     lines = done.stdout.splitlines()
     assert sum(line.startswith("failed ") for line in lines) == 10
     assert lines[-2] == "and 2 more failed; --all names them"
-    assert lines[-1] == "12 failed; the same command (with --retry) tries them again"
+    assert lines[-1] == "12 failed; the same command (without --no-retry) tries them again"
     everything = quick(*many, "--all", "--no-retry").stdout
     assert everything.count("\nfailed ") == 12 and "more failed" not in everything
 
