@@ -25,8 +25,12 @@ class UserError(Exception):
     """Something the user can fix. The command line prints it, one fault a line, and exits with 2.
 
     Attributes:
-        args: the faults, each one line: the option, its value and what is allowed.
+        args: the faults, each one line: the option, its value and what is allowed. A line that
+            quotes something as long as a file is without its middle.
     """
+
+    def __init__(self, *faults: object) -> None:
+        super().__init__(*(cut_line(str(fault)) for fault in faults))
 
     def __str__(self) -> str:
         return "\n".join(str(fault) for fault in self.args)
@@ -102,10 +106,15 @@ def shortened(name: str) -> str:
     return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..."
 
 
-def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """`allowed: a, b, c` with the nearest name in front, for the end of an error line."""
+def did_you_mean(name: object, allowed: Iterable[str]) -> str:
+    """`allowed: a, b, c` with the nearest name in front, for the end of an error line.
+
+    Args:
+        name: of a file, also a number or null where a text belongs.
+        allowed: the names that there are.
+    """
     names = sorted(allowed)
-    near = nearest(name, names)
+    near = nearest(str(name), names)
     hint = f"did you mean {near!r}? " if near else ""
     return f"{hint}allowed: {', '.join(and_n_more(names, MAX_NAMES))}"
 

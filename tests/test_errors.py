@@ -13,6 +13,12 @@ def test_an_error_holds_one_fault_a_line():
     assert pickle.loads(pickle.dumps(error)).faults == error.faults
 
 
+def test_a_fault_that_quotes_a_file_is_without_its_middle():
+    (fault,) = UserError(f"lr={'9' * 5000}: must be a number").faults
+    assert len(fault) < 1100
+    assert fault.startswith("lr=9") and fault.endswith("9: must be a number")
+
+
 def test_all_faults_are_raised_at_once_and_each_once():
     raise_all([])
     with pytest.raises(UserError) as caught:

@@ -6,11 +6,8 @@ Imports neither hydra nor torch.
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +16,7 @@ import yaml
 from pml_cli.config.option_files import option_file, options
 from pml_cli.config.registry import GROUPS, settings_class
 from pml_cli.config.schema import Run
-from pml_cli.config.setting import absent_values, faults, type_fault
+from pml_cli.config.setting import absent_values, faults, has_type, type_fault
 from pml_cli.errors import UserError, did_you_mean, raise_all
 from pml_cli.validation import read_yaml
 
@@ -163,34 +160,8 @@ def typed_values(owner: type[T], values: Mapping[str, Any], prefix: str = "") ->
 
 
 def _check_type(owner: type[Any], name: str, value: Any, prefix: str) -> None:
-    hints = _type_hints(owner)  # type: ignore[arg-type]
-    if not _is_instance(value, hints[name]):
+    if not has_type(owner, name, value):
         raise UserError(type_fault(owner, name, value, f"{prefix}{name}"))
-
-
-@cache
-def _type_hints(owner: Any) -> dict[str, Any]:
-    return typing.get_type_hints(owner)
-
-
-def _is_instance(value: Any, hint: Any) -> bool:
-    """Whether a value read from a file is of an annotated type; an integer is a float as well."""
-    if hint is Any:
-        return True
-    if isinstance(hint, types.UnionType):
-        return any(_is_instance(value, member) for member in typing.get_args(hint))
-
-    origin = typing.get_origin(hint)
-    if origin is list:
-        (element_hint,) = typing.get_args(hint)
-        return isinstance(value, list) and all(_is_instance(v, element_hint) for v in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-    if hint in (int, float) and isinstance(value, bool):
-        return False
-    if hint is float:
-        return isinstance(value, int | float)
-    return isinstance(value, hint)
 
 
 def option_settings(group: str, option: str) -> Any:

@@ -22,7 +22,7 @@ from pml_cli.config.convert import convert_all, is_unfit
 from pml_cli.config.option_files import SHORT_KEYS, unknown_key
 from pml_cli.config.registry import GROUPS, settings_class
 from pml_cli.config.schema import Launch, Run
-from pml_cli.config.setting import annotation, keys, setting, type_fault, type_text
+from pml_cli.config.setting import annotation, has_type, keys, setting, type_fault, type_text
 from pml_cli.config.sweep_file import one_line
 from pml_cli.errors import UserError, raise_all
 
@@ -127,6 +127,9 @@ class OptionSet:
             return key in SHORT_KEYS
 
         name, _, below = path.partition(".")
+        # `train.lr.`: a mapping without a name in place of a value.
+        if "" in key.split("."):
+            return False
         if group not in GROUPS or name not in keys(self.classes[group]):
             return False
         return not below or annotation(self.classes[group], name)[0] is dict
@@ -209,9 +212,18 @@ class OptionSet:
         raise_all(f"{group}.{name}: {needs}, give {group}.{name}=..." for name in missing)
 
         try:
-            return OmegaConf.to_object(node)
+            settings: Any = OmegaConf.to_object(node)
         except OmegaConfBaseException as error:
             raise UserError(f"{group}: {one_line(error)}") from error
+
+        # OmegaConf checks no value that an interpolation puts in place of a list or a mapping.
+        owner = type(settings)
+        raise_all(
+            type_fault(owner, field.name, value, f"{group}.{field.name}")
+            for field in dataclasses.fields(owner)
+            if not has_type(owner, field.name, value := getattr(settings, field.name))
+        )
+        return settings
 
 
 def _typed_short(key: str, values: list[Any]) -> tuple[list[Any], list[str]]:

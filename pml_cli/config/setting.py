@@ -398,6 +398,36 @@ def annotation(owner: type[Any], name: str) -> tuple[type[Any], bool]:
     return typing.get_origin(kind) or kind, True
 
 
+@lru_cache
+def _type_hints(owner: Any) -> dict[str, Any]:
+    return typing.get_type_hints(owner)
+
+
+def has_type(owner: type[Any], name: str, value: Any) -> bool:
+    """Whether a value is of the type that a setting declares; an integer is a float as well."""
+    hints = _type_hints(owner)  # type: ignore[arg-type]
+    return _is_instance(value, hints[name])
+
+
+def _is_instance(value: Any, hint: Any) -> bool:
+    if hint is Any:
+        return True
+    if isinstance(hint, types.UnionType):
+        return any(_is_instance(value, member) for member in typing.get_args(hint))
+
+    origin = typing.get_origin(hint)
+    if origin is list:
+        (element_hint,) = typing.get_args(hint)
+        return isinstance(value, list) and all(_is_instance(v, element_hint) for v in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    if hint is float:
+        return isinstance(value, int | float)
+    return isinstance(value, hint)
+
+
 def type_text(owner: type[Any], name: str) -> str:
     """What type a setting takes, in words: `null or an integer`."""
     kind, optional = annotation(owner, name)

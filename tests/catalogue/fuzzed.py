@@ -15,6 +15,9 @@ SWEEPS = {
     "lists in a list of numbers": "train: {curriculum: [[[1]]]}\n",
     "a mapping in a list of numbers": "adapter: linear\nadapter.layers: [[{a: 1}]]\n",
     "a list in a list of names": "adapter: linear\nadapter.targets: [[[q_proj]]]\n",
+    "a number in place of a list, by an interpolation": "train: {curriculum: '${rank}'}\n",
+    "a number in place of a mapping, by an interpolation": "model.architecture: '${rank}'\n",
+    "a mapping without a name in place of a number": "train.lr: {'': null}\n",
     "a page in place of a number": f"rank: [{{{', '.join(f'k{n}: {n}' for n in range(3000))}}}]\n",
 }
 LISTS = (

@@ -286,6 +286,11 @@ def _configs() -> Iterator[Case]:
         is_whole = name == "a byte short"
         yield _lasting(CONFIG, name, change, "config.yaml", always=not is_whole)
 
+    for key in ("~", "5", "true", "2020-01-01", "[a]", "''", "1.5", "nested: {x"):
+        for group in ("adapter", "data", "train"):
+            change = rewrite(pattern, partial(_with_key, group, key))
+            yield _lasting(CONFIG, f"{group} with a key {key}", change, "config.yaml")
+
     texts = {
         "a call": "rank: !!python/object/apply:os.system ['touch CODE_WAS_RUN']\n",
         "a date that is none": "rank: 2020-13-45\n",
@@ -300,6 +305,10 @@ def _configs() -> Iterator[Case]:
         for value in values:
             change = _setting(tuple(keys.split(".")), value)
             yield _lasting(CONFIG, f"{keys} {value!r:.30}", change)
+
+
+def _with_key(group: str, key: str, old: bytes) -> bytes:
+    return old.replace(f"{group}:\n".encode(), f"{group}:\n  ? {key}\n  : 1\n".encode())
 
 
 def _setting(keys: tuple[str, ...], value: Any) -> Change:
