@@ -99,7 +99,7 @@ class Declaration:
             return False
         if self.below is not None and not value < self.below:
             return False
-        return not self.finite or math.isfinite(value)
+        return not self.finite or _is_finite(value)
 
     def allowed_text(self, *, optional: bool = False) -> str:
         """What is allowed, to follow "must be": `null or at least 1 (steps)`."""
@@ -151,6 +151,14 @@ class Declaration:
         return _with_notes(
             self.help, [self.unit, self._choices_text(), _special_text(self.special)]
         )
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a number is finite; an integer that no float holds is not."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _special_text(special: Mapping[Any, str]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pml_cli.config.cache_key import CacheKey, file_cache
 from pml_cli.config.schema import Data, Model, Run
-from pml_cli.data.opened import source_of
+from pml_cli.data.opened import samples_of
 from pml_cli.data.source import Sample
 from pml_cli.data.windows import WINDOW, Pool, string_pool, text_pool, trained_targets
 from pml_cli.errors import UserError
@@ -195,7 +195,7 @@ def _spread(windows: Sequence[T], most: int) -> list[T]:
 @file_cache(1024)
 def _unshared(model: CacheKey, data: CacheKey, seqlen: int, path: str | None) -> tuple[Sample, ...]:
     run = Run(model=model.value, data=data.value, seqlen=seqlen)
-    targets = trained_targets(run, source_of(run).take(seqlen))
+    targets = trained_targets(run, samples_of(run))
     windows = _text(model, path).windows_without(targets, MAX_WINDOWS * WINDOW)
     # Position 0 is left out, so that a single token is no input.
     return tuple(window for window in windows if len(window.target) > 1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pml_cli.config.schema import FactsData, Run
-from pml_cli.data.opened import source_of
+from pml_cli.data.opened import samples_of
 from pml_cli.data.prompt import prompt_of
 from pml_cli.errors import UserError
 from pml_cli.model.dims import model_dims
@@ -92,7 +92,7 @@ def trained_samples(folder: RunFolder, run: Run, tokenizer: Tokenizer) -> list[T
         return [_trained(row) for row in rows]
 
     samples = []
-    for sample in source_of(run).take(run.seqlen):
+    for sample in samples_of(run):
         text = tokenizer.decode(sample.target[: len(sample.target) - sample.end])
         samples.append(
             Trained(turns=sample.turns, prompt=sample.prompt, target=sample.target, text=text)

@@ -22,7 +22,7 @@ from typing_extensions import Required, TypedDict
 from pml_cli.config.load import has_movable_data, has_movable_model, moved_files, read_run
 from pml_cli.config.reports import RunSettings
 from pml_cli.config.schema import Run
-from pml_cli.data.opened import source_of, tokens_hash
+from pml_cli.data.opened import samples_of, tokens_hash
 from pml_cli.data.source import Sample
 from pml_cli.errors import UserError
 from pml_cli.evaluation.conditions import CONDITIONS
@@ -418,7 +418,7 @@ def trained_samples(run: Run, folder: Path) -> list[Sample]:
     """
     try:
         with moved_files():
-            return source_of(run).take(run.seqlen)
+            return samples_of(run)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
 

@@ -55,8 +55,10 @@ ODD_TEXTS = ("gone", "null", "an empty text")
 
 # Values of config.yaml, by their keys.
 SETTINGS: dict[str, tuple[Any, ...]] = {
+    "train.clip": (10**400,),
+    "loss.keep": (10**400,),
     "rank": ("x", 0, -1, 10**12, None, [1], 1.5, True),
-    "seqlen": ("x", 0, -1, 10**9, None, [1]),
+    "seqlen": ("x", 0, -1, 10**9, 2**40, 10**400, None, [1]),
     "seed": ("x", -1, None, [0]),
     "model": ([1], "x", None, 5),
     "model.path": (5, None, "/nowhere", [1], "a" * 5000),
@@ -70,10 +72,10 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "data.source": ("nope", ["random"], None, 5, "text"),
     "adapter": ("x", None, []),
     "adapter.kind": ("linear", "nope", 5, None),
-    "adapter.dropout": ("x", 2, -1),
+    "adapter.dropout": ("x", 2, -1, 10**400),
     "loss.kind": ("nope", 5),
     "train.steps": ("x", 0, None),
-    "train.lr": ("x", -1),
+    "train.lr": ("x", -1, 10**400),
 }
 
 
