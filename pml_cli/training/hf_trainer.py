@@ -176,7 +176,7 @@ class MemFTLoss:
         if self._penalty is not None and progress is not None:
             self._penalty.begin_step(step, progress)
         self._memory.begin_step()
-        # Sums of the step so far (see `_normalise`), and the loss that they give.
+        # `_numerators_and_divisors` of the step so far, and the loss that they give.
         self._sums: Tensor | None = None
         self._mean: Tensor | float = 0.0
 
@@ -311,51 +311,60 @@ class MemFTLoss:
         return sample_hashes(input_ids, labels, attention_mask)
 
     def _normalise(self, weighted: Weighted, *, counted_by_trainer: bool) -> Tensor:
-        """The weighted mean over the step so far; the accumulated gradient is rescaled to it.
+        """The micro-batch's part of the loss; the gradient accumulated so far is rescaled to it.
 
-        Its gradient is that of this batch over the sum of all weights so far; its value is what
-        the batch adds to the mean, so that the values of a step, which Trainer adds up for its
-        log, add up to the loss.
+        Let V = sum_t w_t v_t and W = sum_t w_t + eps, over the step with this micro-batch, and V'
+        and W' the same without it. The loss of the step so far is V / W. Its gradient is
+
+            G = (W' / W) G' + grad(sum_t w_t v_t over the micro-batch) / W,
+
+        where G' is what `parameter.grad` holds. The first term is formed in place, the second is
+        the gradient of the scalar that is returned. Its value is V / W - V' / W': Trainer adds up
+        the values of a step for its log, and the sum of these is the loss of the step.
         """
-        weight = weighted.weight
-        batch_sums = _numerators_and_divisors(weighted)
-        if device_count() > 1:
-            distributed.all_reduce(batch_sums)
-        if self._sums is None:
-            self._sums = torch.zeros_like(batch_sums)
-        previous_sums = self._sums
-        sums = previous_sums + batch_sums
-        self._sums = sums
-
-        # While no token of the step has weight, all tokens count equally.
-        is_plain_mean = torch.zeros((), dtype=torch.bool, device=sums.device)
-        if self.loss.mean_if_unweighted:
-            is_plain_mean = sums[0, 1] == 0
-        numerator, divisor = torch.where(is_plain_mean, sums[1], sums[0])
+        previous_sums, sums = self._add_to_step_sums(weighted)
+        is_plain_mean = self._is_plain_mean(sums)
+        numerator, divisor = _numerator_and_divisor(sums, is_plain_mean)
         divisor = divisor + EPS
 
-        # With the first token that has weight, the previous divisor becomes 0: what the plain mean
-        # had accumulated is taken back.
-        previous_divisor = torch.where(is_plain_mean, previous_sums[1, 1], previous_sums[0, 1])
+        # With the first token that has weight, W' becomes 0: what the plain mean had accumulated
+        # is taken back. So there is no eps where it is 0.
+        _, previous_divisor = _numerator_and_divisor(previous_sums, is_plain_mean)
         previous_divisor = previous_divisor + EPS * (previous_divisor > 0)
-        kept_share = previous_divisor / divisor
-        self._rescale_gradients(kept_share)
+        previous_share = previous_divisor / divisor
+        self._rescale_gradients(previous_share)
 
         mean = numerator / divisor
-        added: Tensor = mean - self._mean
+        increase: Tensor = mean - self._mean
         self._mean = mean
 
-        # Its gradient is that of the batch, its value nothing but what the batch adds.
-        used_weight = torch.where(is_plain_mean, torch.ones_like(weight), weight)
-        contribution: Tensor = (used_weight * weighted.value).sum() / divisor
-        gradient_only: Tensor = contribution - contribution.detach()
-        gradient_only = gradient_only + self._penalty_gradient(1 - kept_share)
+        weight = torch.where(is_plain_mean, torch.ones_like(weighted.weight), weighted.weight)
+        # The weighted sum of the micro-batch alone: its value is no part of the result.
+        gradient_only = _gradient_only((weight * weighted.value).sum() / divisor)
+        gradient_only = gradient_only + self._penalty_gradient(1 - previous_share)
 
         if self._averaged and counted_by_trainer:
             # Trainer multiplies by the number of devices, before the mean over them.
-            return gradient_only + added / device_count()
+            return gradient_only + increase / device_count()
         # The mean over the devices' gradients divides by their number.
-        return gradient_only * device_count() + added
+        return gradient_only * device_count() + increase
+
+    def _add_to_step_sums(self, weighted: Weighted) -> tuple[Tensor, Tensor]:
+        """Sums of the step without and with this micro-batch, as of `_numerators_and_divisors`."""
+        batch_sums = _numerators_and_divisors(weighted)
+        if device_count() > 1:
+            distributed.all_reduce(batch_sums)
+
+        previous_sums = torch.zeros_like(batch_sums) if self._sums is None else self._sums
+        self._sums = previous_sums + batch_sums
+        return previous_sums, self._sums
+
+    def _is_plain_mean(self, sums: Tensor) -> Tensor:
+        """Whether all tokens count equally, as none of the step has had weight so far; ()."""
+        if not self.loss.mean_if_unweighted:
+            return torch.zeros((), dtype=torch.bool, device=sums.device)
+        sum_of_weights = sums[0, 1]
+        return sum_of_weights == 0
 
     def _penalty_gradient(self, share: Tensor) -> Tensor | float:
         """0, with the gradient of a share of the penalty.
@@ -369,7 +378,7 @@ class MemFTLoss:
         weight = self._penalty.weight.to(share.device)
         energy = self._penalty.energy().to(share.device)
         # Every device adds all of it.
-        return (energy - energy.detach()) * (weight * share / device_count())
+        return _gradient_only(energy) * (weight * share / device_count())
 
     def _rescale_gradients(self, factor: Tensor) -> None:
         for parameter in self._parameters or []:
@@ -411,8 +420,20 @@ def _numerators_and_divisors(weighted: Weighted) -> Tensor:
     value = weighted.value.detach()
     weight = weighted.weight
     under_weights = torch.stack([(weight * value).sum(), weight.sum()])
-    all_alike = torch.stack([value.sum(), torch.ones_like(value).sum()])
-    return torch.stack([under_weights, all_alike])
+    plain = torch.stack([value.sum(), torch.ones_like(value).sum()])
+    return torch.stack([under_weights, plain])
+
+
+def _numerator_and_divisor(sums: Tensor, is_plain_mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of the mean that is minimised, () each, out of `_numerators_and_divisors`."""
+    under_weights, plain = sums
+    numerator, divisor = torch.where(is_plain_mean, plain, under_weights)
+    return numerator, divisor
+
+
+def _gradient_only(scalar: Tensor) -> Tensor:
+    """0, with the gradient of the scalar."""
+    return scalar - scalar.detach()
 
 
 def _model_shards(args: Any, model: Any) -> int:
