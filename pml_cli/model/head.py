@@ -1,18 +1,28 @@
 """Cross-entropy of the frozen head, a block of the vocabulary at a time: nll, margin and argmax.
 
-The logits of all tokens and words never exist at once. What makes a training loss of these scores
-lies in training/losses.
+The logits of all tokens and words never exist at once. A chunk of tokens passes over the blocks
+with an online softmax (Milakov and Gimelshein, arXiv 1805.02867), as queries pass over blocks of
+keys in FlashAttention (arXiv 2205.14135). It keeps the largest logit so far, m, and the sum of
+exp(logit - m); a block with a larger logit rescales the sum by exp(old m - new m). The rows of the
+head are the keys and the values: their sum under the same weights, FlashAttention's output, is
+accumulated beside it, for the gradient. What makes a training loss of these scores lies in
+training/losses.
 
-The target is kept apart from the other words. With o = log sum exp(logit) over the others,
+The target is kept apart from the other words. With o = log sum exp(logit) over the others and
+x = o - target logit,
 
-    nll = log(1 + exp(o - target logit)),    1 - p = sigmoid(o - target logit),
+    nll = log(1 + exp(x)) = softplus(x),
+    1 - p = sigmoid(x),
+    derivative of the nll by the hidden state = (1 - p) (sum_j q_j row_j - target's row),
 
-so that both keep all their digits where p is nearly 1, and so does the derivative of the nll by
-the hidden state, (1 - p) (mean of the others' rows of the head, weighted by softmax - the target's
-row).
+where q is the softmax over the others and row_j a row of the head (its factor and cap aside). So
+all three keep their digits where p is nearly 1. The rival is the largest of the others, with the
+logit m.
+
+A token is a position to be predicted, a word an entry of the vocabulary.
 
 Shapes: N scored tokens, D hidden size, V vocabulary, C tokens of a chunk, W words of a block,
-E tokens of a chunk whose derivative is formed.
+E tokens of a chunk whose derivative is formed, the first ones.
 """
 
 from __future__ import annotations
@@ -191,6 +201,8 @@ class _Scores(NamedTuple):
 
     @classmethod
     def empty(cls, target_N: Tensor, dtype: torch.dtype) -> _Scores:
+        """Room for the scores of N tokens."""
+
         def numbers() -> Tensor:
             return torch.empty(target_N.shape, dtype=dtype, device=target_N.device)
 
@@ -233,19 +245,21 @@ class _HiddenScores(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND: Tensor, scoring: _Scoring) -> tuple[Tensor, Tensor, Tensor]:
         target_N, needed = scoring.target_N, scoring.needed
         scorer = _HiddenScorer(hidden_ND, scoring)
+
+        # The tokens whose derivative is formed here; None: all of them, or no gradient is needed.
         formed_N = None
         if not hidden_ND.requires_grad:
-            scorer.score(None, derived=0)
+            scorer.score(None, derivatives=0)
         elif needed is None or needed.every_token:
-            scorer.score(None, derived=len(target_N))
+            scorer.score(None, derivatives=len(target_N))
         else:
             formed_N = needed.mask_N
-            scorer.score(needed.order(), derived=needed.count)
+            scorer.score(needed.order(), derivatives=needed.count)
 
         scores = scorer.scores
         ctx.scoring = scoring
         ctx.save_for_backward(
-            # For what backward forms.
+            # For the derivatives that backward forms.
             None if formed_N is None else hidden_ND,
             scorer.nll_by_hidden_ND,
             formed_N,
@@ -260,38 +274,48 @@ class _HiddenScores(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
         nll_grad_N, margin_grad_N = grads[:2]
-        hidden_ND, nll_by_hidden_ND, formed_N = ctx.saved_tensors[:3]
-        target_logit_N, rival_logit_N, rival_N = ctx.saved_tensors[3:]
-        head, target_N, _, needed = ctx.scoring
+        hidden_ND, nll_by_hidden_ND, formed_N, *of_margin = ctx.saved_tensors
+        needed = ctx.scoring.needed
         if needed is not None:
-            needed.note(nll_grad_N, target_N)
+            needed.note(nll_grad_N, ctx.scoring.target_N)
 
         hidden_grad_ND: Tensor | None = None
         if nll_grad_N is not None:
             if hidden_ND is not None:
                 missing = torch.nonzero(~formed_N & (nll_grad_N != 0))[:, 0]
                 scorer = _HiddenScorer(hidden_ND, ctx.scoring)
-                scorer.score(missing, derived=len(missing))
+                scorer.score(missing, derivatives=len(missing))
                 # Each is 0 where the other is not.
                 nll_by_hidden_ND = nll_by_hidden_ND + scorer.nll_by_hidden_ND
             hidden_grad_ND = nll_grad_N[:, None] * nll_by_hidden_ND
 
         if margin_grad_N is not None:
-            if head.factor is not None:
-                margin_grad_N = margin_grad_N * head.factor
-            # Derivatives by the uncapped logits of target and rival.
-            target_grad_N1 = (margin_grad_N * head.cap_slope(target_logit_N))[:, None]
-            rival_grad_N1 = (margin_grad_N * head.cap_slope(rival_logit_N))[:, None]
-            weight_VD = head.weight_VD
-            difference_ND = (
-                target_grad_N1 * weight_VD[target_N] - rival_grad_N1 * weight_VD[rival_N]
-            )
+            margin_part_ND = _margin_backward(margin_grad_N, ctx.scoring, *of_margin)
             hidden_grad_ND = (
-                difference_ND if hidden_grad_ND is None else hidden_grad_ND + difference_ND
+                margin_part_ND if hidden_grad_ND is None else hidden_grad_ND + margin_part_ND
             )
         if hidden_grad_ND is not None:
             hidden_grad_ND = hidden_grad_ND.to(nll_by_hidden_ND.dtype)
         return hidden_grad_ND, None
+
+
+def _margin_backward(
+    margin_grad_N: Tensor,
+    scoring: _Scoring,
+    target_logit_N: Tensor,
+    rival_logit_N: Tensor,
+    rival_N: Tensor,
+) -> Tensor:
+    """The gradient that the margins send to the hidden states, (N, D): two rows of the head."""
+    head, target_N = scoring.head, scoring.target_N
+    if head.factor is not None:
+        margin_grad_N = margin_grad_N * head.factor
+
+    # Gradients of the uncapped logits of target and rival.
+    target_grad_N1 = (margin_grad_N * head.cap_slope(target_logit_N))[:, None]
+    rival_grad_N1 = (margin_grad_N * head.cap_slope(rival_logit_N))[:, None]
+    weight_VD = head.weight_VD
+    return target_grad_N1 * weight_VD[target_N] - rival_grad_N1 * weight_VD[rival_N]
 
 
 class _HiddenScorer:
@@ -307,78 +331,79 @@ class _HiddenScorer:
         self._hidden_ND = hidden_ND
         self._head = scoring.head
         self._target_N = scoring.target_N
-        self._chunk = scoring.chunk
-        self._words = CPU_HEAD_WORDS if hidden_ND.device.type == "cpu" else HEAD_WORDS
+        self._chunk_size = scoring.chunk
+        self._block_size = CPU_HEAD_WORDS if hidden_ND.device.type == "cpu" else HEAD_WORDS
         self._dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
         self.scores = _Scores.empty(self._target_N, self._dtype)
         self.nll_by_hidden_ND = torch.zeros_like(hidden_ND) if hidden_ND.requires_grad else None
 
-    def score(self, tokens: Tensor | None, derived: int) -> None:
+    def score(self, tokens: Tensor | None, derivatives: int) -> None:
         """Score tokens, chunk by chunk.
 
         Args:
             tokens: their indices; None: all.
-            derived: of how many of them, the first ones, the derivative is formed.
+            derivatives: for how many of them, the first ones, the derivative is formed.
         """
         count = len(self._target_N) if tokens is None else len(tokens)
-        for rows in _slices(count, self._chunk):
-            chosen = rows if tokens is None else tokens[rows]
-            derived_here = min(max(derived - rows.start, 0), rows.stop - rows.start)
-            words = self._pass_over_words(chosen, derived_here)
-            self.scores.fill(chosen, words.scores())
+        for rows in _slices(count, self._chunk_size):
+            chunk = rows if tokens is None else tokens[rows]
+            derivatives_here = min(max(derivatives - rows.start, 0), rows.stop - rows.start)
+            softmax = self._pass_over_vocabulary(chunk, derivatives_here)
+            self.scores.fill(chunk, softmax.scores())
 
-            derivative_ED = words.nll_by_hidden(self._head)
+            derivative_ED = softmax.nll_by_hidden(self._head)
             if self.nll_by_hidden_ND is not None and derivative_ED is not None:
-                first = slice(rows.start, rows.start + derived_here)
+                first = slice(rows.start, rows.start + derivatives_here)
                 first_tokens = first if tokens is None else tokens[first]
                 self.nll_by_hidden_ND[first_tokens] = derivative_ED.to(self._hidden_ND.dtype)
 
-    def _pass_over_words(self, tokens: slice | Tensor, derived: int) -> _OtherWords:
-        """One pass over the vocabulary for one chunk."""
+    def _pass_over_vocabulary(self, tokens: slice | Tensor, derivatives: int) -> _OnlineSoftmax:
+        """The softmax of one chunk, after all blocks."""
         head = self._head
         hidden_CD = self._hidden_ND[tokens]
         target_C1 = self._target_N[tokens, None]
-        others = _OtherWords(target_C1, self._dtype, derived)
-        for block in _slices(len(head.weight_VD), self._words):
+        softmax = _OnlineSoftmax(target_C1, self._dtype, derivatives)
+        for block in _slices(len(head.weight_VD), self._block_size):
             block_head = head.words(block)
-            others.add(self._logits(hidden_CD, block_head), block.start, block_head)
-        return others
+            softmax.add_block(self._logits(hidden_CD, block_head), block.start, block_head)
+        return softmax
 
     def _logits(self, hidden_CD: Tensor, head: Head) -> Tensor:
         """Logits of a chunk and block; the cap in float32 at least, for the sake of its slope."""
         return head.capped(head.uncapped(hidden_CD).to(self._dtype))
 
 
-class _OtherWords:
-    """What a chunk's tokens need to know of all words other than the target, block by block.
+class _OnlineSoftmax:
+    """Softmax of a chunk's tokens over all words other than the target, block by block.
 
     Attributes:
-        rival_logit: the largest logit so far, (C, 1).
+        rival_logit: running maximum: the largest logit so far, (C, 1).
         rival: its id, the lowest of equal ones, (C, 1).
-        total: sum of exp(logit - rival_logit), (C, 1).
-        weighted: the same sum of each word's row of the head, times the slope of the cap, (E, D);
-            None before the first block, or if no derivative is wanted.
+        sum_exp: running sum of exp(logit - rival_logit), (C, 1).
+        weighted_rows: running sum of the head's rows, each times its exp(logit - rival_logit) and
+            the slope of its cap, (E, D); None before the first block, or if no derivative is
+            wanted.
         target_logit: (C, 1); nan until the block that has the target.
     """
 
-    def __init__(self, target_C1: Tensor, dtype: torch.dtype, derived: int) -> None:
+    def __init__(self, target_C1: Tensor, dtype: torch.dtype, derivatives: int) -> None:
         """
         Args:
             target_C1: ids of the targets.
             dtype: of the sums.
-            derived: of how many tokens, the first E, the derivative is wanted.
+            derivatives: for how many tokens, the first E, the derivative is wanted.
         """
         self._target_C1 = target_C1
-        self._derived = derived
+        self._derivatives = derivatives
 
-        self.total = torch.zeros_like(target_C1, dtype=dtype)
-        self.rival_logit = torch.full_like(self.total, -torch.inf)
+        self.sum_exp = torch.zeros_like(target_C1, dtype=dtype)
+        self.rival_logit = torch.full_like(self.sum_exp, -torch.inf)
         self.rival = torch.zeros_like(target_C1)
-        self.weighted: Tensor | None = None
+        self.weighted_rows: Tensor | None = None
         # A target that no block has is outside of the vocabulary: no number may come of it.
-        self.target_logit = torch.full_like(self.total, torch.nan)
+        self.target_logit = torch.full_like(self.sum_exp, torch.nan)
 
-    def add(self, logits_CW: Tensor, start: int, head: Head | None = None) -> None:
+    def add_block(self, logits_CW: Tensor, start: int, head: Head | None = None) -> None:
         """Take in one block.
 
         Args:
@@ -386,29 +411,30 @@ class _OtherWords:
             start: id of its first word.
             head: the output layer of its words; needed for the derivative.
         """
-        self._take_out_target(logits_CW, start)
-        shrink_C1 = self._find_rival(logits_CW, start)
+        self._mask_target(logits_CW, start)
+        rescale_C1 = self._update_maximum(logits_CW, start)
 
         slope_EW = None
-        if head is not None and head.cap is not None and self._derived:
+        if head is not None and head.cap is not None and self._derivatives:
             # The target's -inf, which its exp of 0 is to silence, has no slope.
-            slope_EW = head.cap_slope(logits_CW[: self._derived].clamp(min=-head.cap))
+            slope_EW = head.cap_slope(logits_CW[: self._derivatives].clamp(min=-head.cap))
 
         exp_CW = logits_CW.sub_(self.rival_logit).exp_()
-        self.total = self.total * shrink_C1 + exp_CW.sum(1, keepdim=True)
-        if head is None or not self._derived:
+        self.sum_exp = self.sum_exp * rescale_C1 + exp_CW.sum(1, keepdim=True)
+        if head is None or not self._derivatives:
             return
 
-        exp_EW = exp_CW[: self._derived]
+        weight_EW = exp_CW[: self._derivatives]
         if slope_EW is not None:
-            exp_EW = exp_EW * slope_EW
-        sum_ED = exp_EW.to(head.weight_VD.dtype) @ head.weight_VD
-        if self.weighted is None:
-            self.weighted = sum_ED.to(exp_CW.dtype)
+            weight_EW = weight_EW * slope_EW
+        block_ED = weight_EW.to(head.weight_VD.dtype) @ head.weight_VD
+        if self.weighted_rows is None:
+            self.weighted_rows = block_ED.to(exp_CW.dtype)
         else:
-            self.weighted = (self.weighted * shrink_C1[: self._derived]).add_(sum_ED)
+            rescale_E1 = rescale_C1[: self._derivatives]
+            self.weighted_rows = (self.weighted_rows * rescale_E1).add_(block_ED)
 
-    def _take_out_target(self, logits_CW: Tensor, start: int) -> None:
+    def _mask_target(self, logits_CW: Tensor, start: int) -> None:
         """Note the target's logit where the block has it, and put -inf in its place."""
         words = logits_CW.shape[1]
         index_C1 = self._target_C1 - start
@@ -419,24 +445,30 @@ class _OtherWords:
         self.target_logit = torch.where(is_here, found_C1, self.target_logit)
         logits_CW.scatter_(1, index_C1, found_C1.masked_fill(is_here, -torch.inf))
 
-    def _find_rival(self, logits_CW: Tensor, start: int) -> Tensor:
-        """Take in the block's largest logit; what the sums so far are to be multiplied by."""
+    def _update_maximum(self, logits_CW: Tensor, start: int) -> Tensor:
+        """Take in the block's largest logit.
+
+        Returns:
+            exp(old maximum - new one), (C, 1): by it the running sums are multiplied.
+        """
         largest_C1, index_C1 = _largest(logits_CW)
         is_larger = largest_C1 > self.rival_logit
         self.rival = torch.where(is_larger, start + index_C1, self.rival)
-        before_C1 = self.rival_logit
-        self.rival_logit = torch.maximum(before_C1, largest_C1)
+        old_maximum_C1 = self.rival_logit
+        self.rival_logit = torch.maximum(old_maximum_C1, largest_C1)
         # exp(-inf) before the first block.
-        return torch.exp(before_C1 - self.rival_logit)
+        return torch.exp(old_maximum_C1 - self.rival_logit)
 
     def scores(self) -> _Scores:
         """The scores, after all blocks."""
         # A tie goes to the lower id, as in argmax.
         wins_tie = (self.target_logit == self.rival_logit) & (self._target_C1 < self.rival)
         target_wins = (self.target_logit > self.rival_logit) | wins_tie
-        excess_C1 = self._excess()
+        error_logit_C1 = self._error_logit()
+        # softplus; torch's own is linear above 20, where float64 still has digits.
+        nll_C1 = torch.logaddexp(error_logit_C1, torch.zeros_like(error_logit_C1))
         return _Scores(
-            nll=torch.logaddexp(excess_C1, torch.zeros_like(excess_C1))[:, 0],
+            nll=nll_C1[:, 0],
             margin=(self.target_logit - self.rival_logit)[:, 0],
             argmax=torch.where(target_wins, self._target_C1, self.rival)[:, 0],
             target_logit=self.target_logit[:, 0],
@@ -446,21 +478,25 @@ class _OtherWords:
 
     def nll_by_hidden(self, head: Head) -> Tensor | None:
         """Derivative of the nll by the hidden state, (E, D), after all blocks; None: not wanted."""
-        if self.weighted is None:
+        if self.weighted_rows is None:
             return None
-        derived = slice(0, self._derived)
-        wrong_E1 = torch.sigmoid(self._excess()[derived])
+        first = slice(0, self._derivatives)
+        # 1 - p
+        error_E1 = torch.sigmoid(self._error_logit()[first])
         if head.factor is not None:
-            wrong_E1 = wrong_E1 * head.factor
+            error_E1 = error_E1 * head.factor
 
-        target_ED = head.weight_VD[self._target_C1[derived, 0]]
-        slope_E1 = head.cap_slope(self.target_logit[derived])
-        others_part = self.weighted * (wrong_E1 / self.total[derived])
-        return others_part.sub_((wrong_E1 * slope_E1) * target_ED)
+        target_ED = head.weight_VD[self._target_C1[first, 0]]
+        target_slope_E1 = head.cap_slope(self.target_logit[first])
+        others_part_ED = self.weighted_rows * (error_E1 / self.sum_exp[first])
+        return others_part_ED.sub_((error_E1 * target_slope_E1) * target_ED)
 
-    def _excess(self) -> Tensor:
-        """The others' log sum exp minus the target's logit, (C, 1)."""
-        return self.rival_logit - self.target_logit + self.total.log()
+    def _error_logit(self) -> Tensor:
+        """Log odds of a wrong token, log((1 - p) / p), (C, 1).
+
+        The others' log sum exp minus the target's logit.
+        """
+        return self.rival_logit - self.target_logit + self.sum_exp.log()
 
 
 class _LogitScores(torch.autograd.Function):
@@ -476,9 +512,10 @@ class _LogitScores(torch.autograd.Function):
         for rows in _slices(len(target_N), chunk):
             # A copy, because scoring overwrites the logits.
             logits_CV = logits_NV[rows].to(dtype, copy=True)
-            others = _OtherWords(target_N[rows, None], dtype, derived=0)
-            others.add(logits_CV, 0)
-            scores.fill(rows, others.scores())
+            softmax = _OnlineSoftmax(target_N[rows, None], dtype, derivatives=0)
+            # The whole vocabulary is one block.
+            softmax.add_block(logits_CV, start=0)
+            scores.fill(rows, softmax.scores())
 
         ctx.save_for_backward(logits_NV, target_N, scores.rival)
         ctx.chunk = chunk
