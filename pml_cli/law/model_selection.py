@@ -204,6 +204,22 @@ def no_checks(cells: Observations, reason: Finding) -> dict[str, Check]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _FoldPrediction:
+    """What one fit predicts of the n cells that were left out of it."""
+
+    law: str
+    """Name of the fitted law."""
+    predicted: Array
+    """(n,) gain, nats per token."""
+    error: Array
+    """(n,) absolute error, per cent of the measured gain."""
+    is_observed: Mask
+    """(n,) unsaturated cells."""
+    is_in_band: Mask | None
+    """(n,) cells inside the 95 % prediction interval; None: the law has none."""
+
+
 def _check(
     what: str,
     cells: Observations,
@@ -217,10 +233,7 @@ def _check(
     """
     predicted = np.full(len(cells), np.nan)
     left_out = np.zeros(len(cells), bool)
-    errors: list[Array] = []
-    errors_all: list[Array] = []
-    hits: list[Mask] = []
-    laws: list[str] = []
+    predictions: list[_FoldPrediction] = []
     n_fit = 0
     problem: Finding | None = None
 
@@ -229,27 +242,22 @@ def _check(
             problem = finding("nothing_to_hold_out", needed=MIN_DISTINCT + 1)
             continue
         left_out |= ~inside
-        fit = estimator(cells.take(inside))
-        test = cells.take(~inside)
         n_fit += int(inside.sum())
+
+        fit = estimator(cells.take(inside))
         if fit.status == NOT_IDENTIFIED:
             problem = finding("remaining_cells_not_identified", cause=fit.finding)
             continue
+        prediction = _predict_fold(fit, cells.take(~inside))
+        predicted[~inside] = prediction.predicted
+        predictions.append(prediction)
 
-        laws.append(fit.name)
-        # Saturated cells count in mape_all alone: their gain is a lower limit.
-        gains = fit.predict(test.rank, test.length, test.base)
-        predicted[~inside] = gains
-        error = 100 * np.abs(gains / test.delta - 1)
-        observed = ~test.saturated
-        errors.append(error[observed])
-        errors_all.append(error)
-
-        # A law at a bound has no covariance, and so no band.
-        low, high = fit.band(test.rank, test.length, test.base)
-        if np.isfinite(low).all():
-            inside_band = (low <= test.delta) & (test.delta <= high)
-            hits.append(inside_band[observed])
+    # Saturated cells count in mape_all alone: their gain is a lower limit.
+    errors_all = [fold.error for fold in predictions]
+    errors = [fold.error[fold.is_observed] for fold in predictions]
+    hits = [
+        fold.is_in_band[fold.is_observed] for fold in predictions if fold.is_in_band is not None
+    ]
 
     n_test = sum(map(len, errors))
     if not problem and not n_test:
@@ -265,7 +273,31 @@ def _check(
         n_fit=n_fit,
         n_test=n_test,
         n_all=sum(map(len, errors_all)),
-        laws=tuple(laws),
+        laws=tuple(fold.law for fold in predictions),
+    )
+
+
+def _predict_fold(fit: FitResult, test: Observations) -> _FoldPrediction:
+    """Predict the cells that a fit has not seen.
+
+    Args:
+        fit: an identified one.
+        test: the n cells left out of it.
+    """
+    predicted = fit.predict(test.rank, test.length, test.base)
+
+    # A law at a bound has no covariance, and so no band.
+    is_in_band = None
+    low, high = fit.band(test.rank, test.length, test.base)
+    if np.isfinite(low).all():
+        is_in_band = (low <= test.delta) & (test.delta <= high)
+
+    return _FoldPrediction(
+        law=fit.name,
+        predicted=predicted,
+        error=100 * np.abs(predicted / test.delta - 1),
+        is_observed=~test.saturated,
+        is_in_band=is_in_band,
     )
 
 
