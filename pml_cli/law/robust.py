@@ -16,7 +16,7 @@ from scipy import optimize
 
 from pml_cli.law.findings import BOUND_HIT, NOT_IDENTIFIED, OK, Finding, finding
 from pml_cli.law.observations import Observations
-from pml_cli.law.parameters import EXPONENT_BOUNDS
+from pml_cli.law.parameters import EXPONENT_BOUNDS, Centre
 from pml_cli.law.power_law import (
     FLAT_POWER,
     PowerLawFit,
@@ -55,42 +55,29 @@ def fit_robust(cells: Observations) -> PowerLawFit:
         assert start.finding is not None
         return unidentified("robust", start.finding, used)
     kept = cells.take(used)
-    delta = kept.delta
-    if (delta <= 0).any():
+    if (kept.delta <= 0).any():
         return unidentified("robust", finding("gain_not_positive"), used)
 
-    # Centred logs, and gains of about 1: the parameters then have comparable sizes.
-    mean_x, mean_y = kept.log_centre
-    scale = float(np.median(delta))
-    problem = _Residuals(
-        x=np.log(kept.rank) - mean_x,
-        y=np.log(kept.length) - mean_y,
-        delta=delta / scale,
-        weight=scale / (delta * kept.sd),
-    )
-    c = math.log(start.C / scale) + start.alpha * mean_x - start.beta * mean_y
-    theta = np.array([c, start.alpha, start.beta, start.b / scale])
-
     # Huber's loss finds the neighbourhood, Tukey's the fit.
-    theta = _huber(theta, problem)
+    problem = _Residuals.of(kept)
+    theta = _huber(problem.theta_of(start), problem)
     theta, spread = _tukey(theta, problem)
 
-    # In natural units, as in power_law.fit_paper.
-    c, alpha, beta, offset = theta.tolist()
-    C = scale * safe_exp(c - alpha * mean_x + beta * mean_y)
+    # A parameter at its bound has no interval.
+    C, alpha, beta, b = problem.natural_parameters(theta)
     stopped = at_exponent_bound(alpha, beta)
     covariance = np.full((4, 4), math.nan)
-    power = power_gain(theta, problem.x, problem.y) - theta[3]
-    if not stopped and np.ptp(power) <= FLAT_POWER * np.ptp(problem.delta):
-        return unidentified("robust", finding("no_power"), used)
     if not stopped:
-        jacobian = natural_jacobian(C, scale, (mean_x, mean_y))
+        if problem.is_flat(theta):
+            return unidentified("robust", finding("no_power"), used)
+        jacobian = natural_jacobian(C, problem.scale, problem.centre)
         covariance = jacobian @ _sandwich(theta, problem, TUKEY * spread) @ jacobian.T
 
-    predicted = scale * power_gain(theta, problem.x, problem.y)
-    residual = delta - predicted
+    # The quality of the fit, in nats per token.
+    predicted = problem.scale * power_gain(theta, problem.x, problem.y)
+    residual = kept.delta - predicted
     squares = float((residual**2).sum())
-    total = float(((delta - delta.mean()) ** 2).sum())
+    total = float(((kept.delta - kept.delta.mean()) ** 2).sum())
     return PowerLawFit(
         name="robust",
         status=BOUND_HIT if stopped else OK,
@@ -98,10 +85,10 @@ def fit_robust(cells: Observations) -> PowerLawFit:
         C=C,
         alpha=alpha,
         beta=beta,
-        b=offset * scale,
+        b=b,
         covariance=covariance,
         r2=1 - squares / total,
-        mape=percent_error(delta, predicted),
+        mape=percent_error(kept.delta, predicted),
         used=used,
         spread=MAD_TO_SD * float(np.median(np.abs(residual))),
     )
@@ -136,8 +123,16 @@ def disagreements(paper: PowerLawFit, robust: PowerLawFit) -> list[Finding]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Residuals:
-    """Weighted residuals of the power law on N cells: (f - delta) * weight."""
+    """Weighted residuals of the power law on N cells: (f - delta) * weight.
 
+    Logs are centred and gains about 1, so that the four parameters have comparable sizes:
+    theta = (c, alpha, beta, offset) for f = exp(c + alpha x - beta y) + offset.
+    """
+
+    centre: Centre
+    """Mean log rank and mean log length."""
+    scale: float
+    """Nats per token of a scaled gain of 1."""
     x: Array
     """(N,) centred log rank."""
     y: Array
@@ -146,6 +141,38 @@ class _Residuals:
     """(N,) gain, scaled."""
     weight: Array
     """(N,) inverse standard deviation of a cell, up to a factor."""
+
+    @classmethod
+    def of(cls, cells: Observations) -> _Residuals:
+        """Those of N unsaturated cells with gains above 0, relative to the gain."""
+        mean_x, mean_y = cells.log_centre
+        scale = float(np.median(cells.delta))
+        return cls(
+            centre=(mean_x, mean_y),
+            scale=scale,
+            x=np.log(cells.rank) - mean_x,
+            y=np.log(cells.length) - mean_y,
+            delta=cells.delta / scale,
+            weight=scale / (cells.delta * cells.sd),
+        )
+
+    def theta_of(self, law: PowerLawFit) -> Array:
+        """(4,) theta of a law in natural units."""
+        mean_x, mean_y = self.centre
+        c = math.log(law.C / self.scale) + law.alpha * mean_x - law.beta * mean_y
+        return np.array([c, law.alpha, law.beta, law.b / self.scale])
+
+    def natural_parameters(self, theta: Array) -> tuple[float, float, float, float]:
+        """C, alpha, beta and b of theta: C at rank 1 and length 1, C and b in nats per token."""
+        c, alpha, beta, offset = theta.tolist()
+        mean_x, mean_y = self.centre
+        C = self.scale * safe_exp(c - alpha * mean_x + beta * mean_y)
+        return C, alpha, beta, offset * self.scale
+
+    def is_flat(self, theta: Array) -> bool:
+        """Whether the law is a constant, beside the spread of the gains."""
+        power = power_gain(theta, self.x, self.y) - theta[3]
+        return bool(np.ptp(power) <= FLAT_POWER * np.ptp(self.delta))
 
     def at(self, theta: Array) -> Array:
         """(N,) residuals."""
