@@ -196,9 +196,42 @@ def _tie(
     """
     names = TIES[what]
     positions = [EXPONENTS[name] for name in names]
+    shared, statistic = _shared_exponents(positions, groups, designs, form)
+    freedom = len(names) * (len(groups) - 1)
+
+    # Cochran's Q is a test of one value.
+    p_clustered = math.nan
+    if len(names) == 1:
+        p_clustered = _cochran(groups, names[0])
+
+    return Tie(
+        what=what,
+        shared=dict(zip(names, shared.tolist(), strict=True)),
+        freedom=freedom,
+        statistic=statistic,
+        p=float(stats.chi2.sf(statistic, freedom)),
+        p_clustered=p_clustered,
+    )
+
+
+def _shared_exponents(
+    positions: list[int],
+    groups: list[Group],
+    designs: list[Design],
+    form: Form,
+) -> tuple[Array, float]:
+    """The most likely exponents that all groups have in common.
+
+    Args:
+        positions: of the E shared exponents in theta.
+        groups, designs: of every group, in one order.
+
+    Returns:
+        Their values, (E,), and twice the log-likelihood that sharing them costs.
+    """
     # (groups, P)
     thetas = np.stack([group.fit.theta for group in groups])
-    others = tuple(p for p in form.free if p not in positions)
+    free_in_group = tuple(p for p in form.free if p not in positions)
 
     def cost(values: Array) -> float:
         """Twice the log-likelihood lost when every group has these exponents, (E,)."""
@@ -207,7 +240,7 @@ def _tie(
             start = theta.copy()
             start[positions] = np.clip(values, *EXPONENT_BOUNDS)
             # The other parameters adapt to the shared exponents.
-            _, nll = minimise(start[None], design, form, free=others)
+            _, nll = minimise(start[None], design, form, free=free_in_group)
             difference = float(nll[0]) - group.fit.nll
             total += 2 * max(0.0, difference)
         return total
@@ -219,23 +252,7 @@ def _tie(
     solution = optimize.minimize(
         cost, mean, method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-4, "maxiter": 200}
     )
-
-    freedom = len(positions) * (len(groups) - 1)
-    statistic = float(solution.fun)
-
-    # Cochran's Q is a test of one value.
-    clustered = math.nan
-    if len(names) == 1:
-        clustered = _cochran(groups, names[0])
-
-    return Tie(
-        what=what,
-        shared=dict(zip(names, solution.x.tolist(), strict=True)),
-        freedom=freedom,
-        statistic=statistic,
-        p=float(stats.chi2.sf(statistic, freedom)),
-        p_clustered=clustered,
-    )
+    return np.asarray(solution.x), float(solution.fun)
 
 
 def _cochran(groups: list[Group], name: str) -> float:
