@@ -183,26 +183,35 @@ def decode(
     items = []
     for k, samples in enumerate(cells):
         for s, sample in enumerate(samples):
-            first_unproven: int | None = 0
-            if scores is not None:
-                of_sample = scores[k].sample == s
-                is_proven = scores[k].margin[of_sample] > slim
-                is_proven &= scores[k].correct[of_sample]
-                first_unproven = first_true(~is_proven)
-            if first_unproven is not None:
-                item = _Item(
-                    cell=k,
-                    index=s,
-                    prompt=sample.prompt,
-                    known=sample.target[:first_unproven],
-                    end=sample.target[len(sample.target) - sample.end :],
-                    limit=token_limit(sample, context) if beyond else len(sample.target),
-                )
-                items.append(item)
+            first_unproven = 0 if scores is None else _first_unproven(scores[k], s, slim)
+            if first_unproven is None:
+                continue
+            item = _Item(
+                cell=k,
+                index=s,
+                prompt=sample.prompt,
+                known=sample.target[:first_unproven],
+                end=sample.target[len(sample.target) - sample.end :],
+                limit=token_limit(sample, context) if beyond else len(sample.target),
+            )
+            items.append(item)
 
     for item, tokens in _decode_items(base, bank, items, batch_size):
         outputs[item.cell][item.index] = tokens
     return outputs
+
+
+def _first_unproven(scores: Scores, sample: int, slim: float) -> int | None:
+    """Position of the first token that teacher forcing does not prove; None where it proves all.
+
+    Args:
+        scores: teacher-forced, of the cell.
+        sample: its index in the cell.
+        slim: the margin (logits) up to which rounding may turn a token over.
+    """
+    of_sample = scores.sample == sample
+    is_proven = scores.correct[of_sample] & (scores.margin[of_sample] > slim)
+    return first_true(~is_proven)
 
 
 def continuations(
@@ -279,35 +288,41 @@ def token_limit(sample: Sample, context: int) -> int:
 
 
 def _decode_batch(base: SplitModel, bank: AdapterBank, items: Sequence[_Item]) -> list[list[int]]:
-    """Rows of one prompt length: one pass over what is known, then one token a step."""
+    """Rows of one prompt length: a prefill with what is known, then one token a step."""
     # As far as all rows are known: they share the length of the cache.
-    proven = min(len(item.known) for item in items)
-    outputs = [list(item.known[:proven]) for item in items]
-    prefixes = [[*item.prompt, *item.known[:proven]] for item in items]
-    ids = torch.tensor(prefixes, device=base.device)
+    prefilled = min(len(item.known) for item in items)
+    outputs = [list(item.known[:prefilled]) for item in items]
+    prefixes = [[*item.prompt, *item.known[:prefilled]] for item in items]
 
-    # The rows that are decoded, as indices into `items`, and those of them that are not at an end.
+    # What the model reads next, and the item of each of its rows, as an index into `items`.
+    input_ids = torch.tensor(prefixes, device=base.device)
     rows = list(range(len(items)))
     adapters = bank.select([item.cell for item in items])
     cache = base.new_cache()
     while True:
-        hidden = base.full(ids, adapters, cache).last_hidden_state[:, -1]
+        hidden = base.full(input_ids, adapters, cache).last_hidden_state[:, -1]
         next_ids = base.logits(hidden).argmax(-1, keepdim=True)
-        # Without a cache every token is computed again in each step.
-        ids = torch.cat([ids, next_ids], 1) if cache is None else next_ids
         for row, (token,) in zip(rows, next_ids.tolist(), strict=True):
             if not items[row].is_complete(outputs[row]):
                 outputs[row].append(token)
 
-        open_rows = [i for i, row in enumerate(rows) if not items[row].is_complete(outputs[row])]
-        if not open_rows:
+        # Positions in the batch.
+        unfinished = [
+            position
+            for position, row in enumerate(rows)
+            if not items[row].is_complete(outputs[row])
+        ]
+        if not unfinished:
             return outputs
 
-        # Rows at their end cost as much as the others; to drop them copies the cache.
-        if len(open_rows) <= len(rows) / 2:
-            index = torch.tensor(open_rows, device=base.device)
+        # Without a cache every token is computed again in each step.
+        input_ids = torch.cat([input_ids, next_ids], 1) if cache is None else next_ids
+
+        # Complete rows cost as much as the others, but to drop them copies the cache.
+        if len(unfinished) <= len(rows) / 2:
+            index = torch.tensor(unfinished, device=base.device)
             if cache is not None:
                 cache.batch_select_indices(index)
-            ids = ids[index]
-            rows = [rows[i] for i in open_rows]
+            input_ids = input_ids[index]
+            rows = [rows[position] for position in unfinished]
             adapters = bank.select([items[row].cell for row in rows])
