@@ -91,27 +91,17 @@ def draw_curves(axes: Axes, view: View, along: Axis, marker_size: float) -> None
             the legend.
         marker_size: points.
     """
-    other_axis = _other(along)
     points = view.points
-    lowest = points["low"].to_numpy(float)
-    highest = points["high"].to_numpy(float)
-    limits = axis_limits(lowest, highest)
-
-    distinct = np.unique(points[other_axis].to_numpy(float))
-    values = evenly_spaced(distinct, MAX_LINES).tolist()
-    colours = sequential_colours(len(values))
-    # The gain rises with rank and falls with length.
-    if along == "length":
-        values.reverse()
-        colours.reverse()
+    limits = axis_limits(points["low"].to_numpy(float), points["high"].to_numpy(float))
     rasterized = len(points) > MANY_POINTS
-    for k, (value, colour) in enumerate(zip(values, colours, strict=True)):
+
+    for k, (value, colour) in enumerate(_lines_from_top(points, along)):
         marker = MARKERS[k % len(MARKERS)]
         if view.law is not None:
             _draw_law(axes, view, along, value, colour=colour, top=limits[1])
         _draw_points(
             axes,
-            points[points[other_axis] == value],
+            points[points[_other(along)] == value],
             along,
             colour=colour,
             marker=marker,
@@ -120,28 +110,9 @@ def draw_curves(axes: Axes, view: View, along: Axis, marker_size: float) -> None
         )
         # The legend has line and marker in one sign.
         label = f"{value:.0f}"
-        axes.plot(
-            [],
-            [],
-            marker=marker,
-            color=colour,
-            ms=marker_size,
-            lw=1.1,
-            label=label,
-        )
+        axes.plot([], [], marker=marker, color=colour, ms=marker_size, lw=1.1, label=label)
 
-    # A diverged cell has a large negative gain: it sits at the edge of the frame.
-    excluded = view.excluded
-    if len(excluded):
-        axes.plot(
-            excluded[along],
-            np.clip(excluded["delta"], *limits),
-            "x",
-            color=GREY,
-            ms=marker_size,
-            label="_excluded",
-            rasterized=rasterized,
-        )
+    _draw_excluded(axes, view, along, limits, marker_size=marker_size, rasterized=rasterized)
     # Far above all gains it would take half of the panel.
     if len(points) and view.observed.base.min() < limits[1]:
         _draw_base_loss(axes, view, along)
@@ -156,6 +127,47 @@ def draw_curves(axes: Axes, view: View, along: Axis, marker_size: float) -> None
 
 def _other(along: Axis) -> Axis:
     return "length" if along == "rank" else "rank"
+
+
+def _lines_from_top(points: pd.DataFrame, along: Axis) -> list[tuple[float, Any]]:
+    """Which lines are drawn: the value of the other axis and the colour of each."""
+    distinct = np.unique(points[_other(along)].to_numpy(float))
+    values = evenly_spaced(distinct, MAX_LINES).tolist()
+    colours = sequential_colours(len(values))
+    # The gain rises with rank and falls with length.
+    if along == "length":
+        values.reverse()
+        colours.reverse()
+    return list(zip(values, colours, strict=True))
+
+
+def _draw_excluded(
+    axes: Axes,
+    view: View,
+    along: Axis,
+    limits: tuple[float, float],
+    *,
+    marker_size: float,
+    rasterized: bool,
+) -> None:
+    """Mark the cells that the law is not fitted to.
+
+    Args:
+        limits: lower and upper end of the y axis.
+    """
+    excluded = view.excluded
+    if not len(excluded):
+        return
+    # A diverged cell has a large negative gain: it sits at the edge of the frame.
+    axes.plot(
+        excluded[along],
+        np.clip(excluded["delta"], *limits),
+        "x",
+        color=GREY,
+        ms=marker_size,
+        label="_excluded",
+        rasterized=rasterized,
+    )
 
 
 def _draw_points(
