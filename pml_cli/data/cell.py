@@ -10,7 +10,7 @@ from pml_cli.data.source import Sample
 
 @dataclass(frozen=True, kw_only=True)
 class PackedSize:
-    """Packed rows of one step of a cell."""
+    """Packed rows of one step of a cell: samples share them (sequence packing)."""
 
     rows: int
     """Number of rows."""

@@ -161,26 +161,28 @@ class PackWork:
         runs: of the cells.
         shape: sizes of the model.
         steps: training steps.
+        checkpointing: whether activation checkpointing is on for the upper layers.
         number_bytes: bytes of a number in the model's dtype.
         float32_bytes: bytes of a number where float32 is used at least (norms, adapters).
         rank: largest rank; all adapters are padded to it.
+        cells: their number.
         is_block: whether the adapter is parallel to a whole MLP (`adapter=mlp_block`).
         sites: the matrices with an adapter.
         first_layer, first_stage: of the first adapter in the forward pass. No gradient goes below.
         upper_layers: the layers that run in every step; the ones below are cached.
         row_tokens: input tokens of a row, padding included (T).
-        packed: whether samples share rows.
-        distinct_samples: cells with different samples.
-        attended_tokens: input tokens of a row in a step.
+        packed: whether samples share rows (sequence packing).
+        distinct_samples: number of cells whose samples differ.
+        attended_tokens: input tokens of a row in a step, of a packed one if there are such.
         step_tokens: input tokens of a step.
-        step_queries: tokens of a step that the last layer runs for.
+        step_queries: with packed rows, tokens of a step that the last layer runs for; else 0.
         all_tokens: input tokens of all samples.
-        prefix_tokens: input tokens of the prefix cache.
+        prefix_rows, prefix_tokens: rows and input tokens of the prefix cache.
         scored_tokens: target tokens of a step.
         all_scored_tokens: target tokens of all samples.
         mean_batch_fill: mean size of a minibatch as a share of the largest one.
         evaluations: forward passes over all samples outside the training steps.
-        head_flops: of a scored token, in one direction.
+        head_flops: of a scored token, in the forward or in the backward pass.
         adapter_width: inputs and outputs of all adapters.
         adapter_flops: of a token, forward.
     """
@@ -208,8 +210,8 @@ class PackWork:
         self.attended_tokens = packed.tokens if packed else self.row_tokens
         self.step_tokens = pack.step_tokens
         self.step_queries = self.cells * packed.rows * packed.queries if packed else 0
-        steps_of_all = max(len(cell.samples) / cell.rows for cell in cells)
-        self.all_tokens = round(steps_of_all * self.step_tokens)
+        steps_an_epoch = max(len(cell.samples) / cell.rows for cell in cells)
+        self.all_tokens = round(steps_an_epoch * self.step_tokens)
         self.prefix_rows = unique_rows(pack)
         self.prefix_tokens = self.prefix_rows * self.row_tokens
 
@@ -330,7 +332,9 @@ class PackWork:
                 )
         return total
 
-    # The penalties of `loss.keep` (training/keep.py)
+    # The penalties of `loss.keep` (training/keep.py): what an adapter changes on windows of a
+    # generic text, as an energy of its weights (keep_by=energy) or as a KL (keep_by=kl). Under
+    # `loss.keep_harm`, the harm (what it adds to the loss of that text) is measured too.
 
     def penalty_flops(self) -> float:
         """FLOPs of one step: the gradients of energies and KLs, and the harm that is measured."""

@@ -1,4 +1,8 @@
-"""A pack: cells that are trained as one batch."""
+"""A pack: cells that are trained as one batch.
+
+Not to be confused with packed rows (sequence packing, model/packed_rows.py), where several samples
+of one cell share a row.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,10 @@ class Pack:
 
     @property
     def packed(self) -> PackedSize | None:
-        """The packed rows of a cell in one step, as long as the longest; None: not packed."""
+        """The packed rows of a cell in one step; None: not packed.
+
+        Each size is the largest of any cell.
+        """
         sizes = [cell.packed for cell in self.cells if cell.packed is not None]
         if len(sizes) < len(self.cells):
             return None

@@ -28,7 +28,7 @@ def layer_flops(work: PackWork, *, backward: bool) -> float:
     total = 0.0
     for layer in work.upper_layers:
         for name, matrix in work.shape.matrices.items():
-            tokens = _tokens(work, layer, name, matrix.stage)
+            tokens = _tokens_through(work, layer, name, matrix.stage)
             directions = 1 + (backward and work.gradient_flows(layer, matrix.stage))
             total += tokens * directions * 2 * matrix.inputs * matrix.outputs
 
@@ -44,6 +44,7 @@ def layer_flops(work: PackWork, *, backward: bool) -> float:
 
 
 def _site_flops(work: PackWork, site: Site, *, backward: bool) -> float:
+    """FLOPs of one adapter in a step: of x @ A @ B, and with `backward` of their gradients."""
     matrix = site.matrix
     width = matrix.inputs + matrix.outputs
     if backward:
@@ -53,17 +54,17 @@ def _site_flops(work: PackWork, site: Site, *, backward: bool) -> float:
 
     tokens: float = work.step_tokens
     if not work.is_block:
-        tokens = _tokens(work, site.layer, _name(work, matrix), matrix.stage)
+        tokens = _tokens_through(work, site.layer, _matrix_name(work, matrix), matrix.stage)
     return tokens * 2 * work.rank * width
 
 
-def _name(work: PackWork, matrix: Matrix) -> str:
+def _matrix_name(work: PackWork, matrix: Matrix) -> str:
     names = [name for name, other in work.shape.matrices.items() if other is matrix]
     return names[0]
 
 
-def _tokens(work: PackWork, layer: int, name: str, stage: Stage) -> float:
-    """Tokens of a step that pass a matrix."""
+def _tokens_through(work: PackWork, layer: int, name: str, stage: Stage) -> float:
+    """Tokens of a step that a matrix multiplies: in the last layer fewer, but for its keys."""
     if not work.upper_layers or layer != work.upper_layers[-1]:
         return work.step_tokens
     if name.endswith(KEY_NAMES):
@@ -77,21 +78,21 @@ def _tokens(work: PackWork, layer: int, name: str, stage: Stage) -> float:
 def saved_bytes(work: PackWork) -> float:
     """Bytes of the layers that the forward pass saves for the backward pass."""
     saved = work.saved_bytes_per_token()
-    tokens = work.step_tokens * saved.stored
+    if_all_tokens_ran = work.step_tokens * saved.stored
     if not work.upper_layers or work.checkpointing:
-        return tokens
+        return if_all_tokens_ran
 
     # Of all tokens the last layer saves the norm before attention, and keys and values, which are
     # repeated for the heads that share them.
     in_last_layer = work.saved_by_last_layer()
-    of_keys = 2 * work.shape.query_width * work.number_bytes
+    keys_and_values = 2 * work.shape.query_width * work.number_bytes
     if work.shape.family.norms_queries_and_keys:
-        of_keys += work.shape.key_width * work.float32_bytes
-    of_all_tokens = min(in_last_layer, of_keys + work.saved_by_norm())
-    fewer = work.step_tokens - work.step_queries
-    return tokens - fewer * (in_last_layer - of_all_tokens)
+        keys_and_values += work.shape.key_width * work.float32_bytes
+    without_query = min(in_last_layer, keys_and_values + work.saved_by_norm())
+    tokens_without_query = work.step_tokens - work.step_queries
+    return if_all_tokens_ran - tokens_without_query * (in_last_layer - without_query)
 
 
 def mask_bytes(work: PackWork) -> float:
-    """The mask of all pairs of tokens, and what it is made of."""
+    """Bytes of the mask of all pairs of tokens, and of what it is made of."""
     return work.step_tokens * work.attended_tokens * (work.number_bytes + 3)
