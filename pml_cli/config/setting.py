@@ -431,8 +431,9 @@ def _is_instance(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(isinstance(key, str) for key in value)
     if hint in (int, float) and isinstance(value, bool):
         return False
-    if hint is float:
-        return isinstance(value, int | float)
+    if hint is float and isinstance(value, int):
+        # One that no float holds is none.
+        return _is_finite(value)
     return isinstance(value, hint)
 
 
