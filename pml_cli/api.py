@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pml_cli.results.folder import RunFolder
 
 Folder: TypeAlias = str | os.PathLike[str]
-Run: TypeAlias = "Folder | pd.Series[Any]"
+Run: TypeAlias = "Folder | Mapping[str, Any] | pd.Series[Any]"
 """A run: its folder, or its row in what `runs`, `sweep` and `probe` return."""
 Parameters = ParamSpec("Parameters")
 Answer = TypeVar("Answer")
@@ -198,7 +198,8 @@ def fit(
     """Fit the memory law to finished runs, and write the report that `pml fit` writes.
 
     Args:
-        folders: folders of runs, searched at any depth; the report goes to fit/ in the first.
+        folders: folders of runs, searched at any depth; the report goes to fit/ in the first,
+            beside it where that is one run.
         by: settings in which groups are compared.
         quiet: print no tables.
         settings, more: settings of `pml fit`, such as x="effective".
@@ -405,8 +406,9 @@ def _folder_of(run: Run) -> RunFolder:
     from pml_cli.results.folder import RunFolder
 
     folder: Any = run
-    # A row of the table of runs.
-    if getattr(folder, "ndim", None) == 1 and "folder" in folder:
+    # A row of the table of runs, also as a dict.
+    is_row = isinstance(folder, Mapping) or hasattr(folder, "to_dict")
+    if is_row and getattr(folder, "ndim", 1) == 1 and "folder" in folder:
         folder = folder["folder"]
     if not isinstance(folder, str | os.PathLike):
         raise UserError(

@@ -14,23 +14,40 @@ NotImplementedError, `unload` removes the adapter.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from typing_extensions import NotRequired, TypedDict
 
-from pml_cli.errors import UserError
+from pml_cli.errors import UserError, first_line, shortened
+from pml_cli.io import file_fault
 from pml_cli.model.modules import MLP_NAMES
+from pml_cli.validation import Number, Size, Text, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# In the folder of an adapter.
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
 __all__ = ["MlpBlockLora", "load_mlp_block", "mlp_block_config"]
+
+
+class ConfigFields(TypedDict):
+    """What is used of adapter_config.json."""
+
+    r: Size
+    target_modules: list[Text]
+    lora_alpha: NotRequired[Number]
+    lora_dropout: NotRequired[Number]
 
 
 class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no types
@@ -177,8 +194,12 @@ def mlp_block_config(
         dropout: probability that an element of the adapter's output is zeroed.
 
     Raises:
-        UserError: the model has no such block.
+        UserError: the model has no such block, or a value out of range.
     """
+    if isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1:
+        raise UserError(f"rank={rank!r:.80}: must be an integer, at least 1")
+    if not isinstance(dropout, Real) or not 0 <= dropout < 1:
+        raise UserError(f"dropout={dropout!r:.80}: must be a number, at least 0 and below 1")
     suffixes = tuple(f".{layer}.{name}" for name in MLP_NAMES)
     names = [name for name, _module in model.named_modules() if name.endswith(suffixes)]
     if len(names) != 1:
@@ -199,14 +220,22 @@ def load_mlp_block(model: PreTrainedModel, folder: str | Path) -> PeftModel:
         folder: the adapter/ folder of a run.
 
     Raises:
-        UserError: there is no such folder, the adapter is of another kind or for another model.
+        UserError: there is no such folder, it is damaged, or the adapter is of another kind or for
+            another model.
     """
-    if not (Path(folder) / "adapter_config.json").is_file():
-        raise UserError(f"{folder}: no adapter_config.json here; give the adapter/ folder of a run")
+    for name, reason in ((CONFIG, "give the adapter/ folder of a run"), (WEIGHTS, "copy it anew")):
+        fault = file_fault(Path(folder) / name)
+        if fault:
+            raise UserError(f"{shortened(str(folder))}: {name}: {fault}; {reason}")
 
     config = _read_config(Path(folder))
     _register_blocks(config, model)
-    return PeftModel.from_pretrained(model, str(folder), config=config)
+    try:
+        return PeftModel.from_pretrained(model, str(folder), config=config)
+    # Weights that are none, or of other shapes.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = f"not the weights of an adapter for this model ({first_line(error)})"
+        raise UserError(f"{Path(folder) / WEIGHTS}: {reason}") from error
 
 
 def _read_config(folder: Path) -> LoraConfig:
@@ -214,10 +243,14 @@ def _read_config(folder: Path) -> LoraConfig:
 
     Its `peft_type` is not PEFT's, so that PEFT by itself refuses the folder and says where to look.
     """
-    fields = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    fields = read_json(folder / CONFIG, ConfigFields, "copy the adapter anew")
     lora_names = {field.name for field in dataclasses.fields(LoraConfig)}
     lora_fields = {name: value for name, value in fields.items() if name in lora_names}
-    return LoraConfig(**lora_fields | {"peft_type": "LORA"})
+    try:
+        return LoraConfig(**lora_fields | {"peft_type": "LORA"})
+    # PEFT checks what belongs together.
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG}: {first_line(error)}") from error
 
 
 def _register_blocks(config: LoraConfig, model: PreTrainedModel) -> None:

@@ -68,6 +68,17 @@ Lines = Annotated[str, StringConstraints(pattern=LINES)]
 """Text that may contain line ends and tabs, as a user's prompt does."""
 
 
+def plain_number(text: str) -> float:
+    """A number in ASCII digits; Python alone also takes 1_0, and digits of other scripts.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not text.isascii() or "_" in text:
+        raise ValueError(text)
+    return float(text)
+
+
 def read_regular(path: Path) -> tuple[bytes, os.stat_result]:
     """The content of a file, and its status as of the reading.
 

@@ -46,6 +46,20 @@ def test_the_tokens_and_samples_of_a_run(folder):
     assert len(sample.target_ids) == run["seqlen"]
 
 
+def test_a_row_may_be_a_dict(folder):
+    run = pml.runs(folder).iloc[0]
+    pd.testing.assert_frame_equal(pml.tokens(run.to_dict()), pml.tokens(run))
+    with pytest.raises(pml.UserError, match="not ndarray"):
+        pml.tokens(np.array(["folder"]))
+
+
+def test_a_list_that_holds_itself_is_refused():
+    endless = [1]
+    endless.append(endless)
+    with pytest.raises(pml.UserError, match="rank: nested too deep"):
+        pml.sweep(rank=endless)
+
+
 def test_a_law_says_what_pml_predict_says(folder, quick, capsys):
     law = pml.Law.load(folder)
     assert law.status == "OK" and law.ranks == (1, 4)

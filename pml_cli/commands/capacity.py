@@ -28,6 +28,7 @@ from pml_cli.launch.cost_model import adapter_sites
 from pml_cli.launch.driver import Outcome, SweepPlan, check_workers, plan_sweep, train_sweep
 from pml_cli.model.dims import ADAPTER_FILE, decoder_shape, model_dims
 from pml_cli.report import capacity_folder
+from pml_cli.report.figures.registry import SUFFIXES
 from pml_cli.report.first_token import print_prompts
 from pml_cli.report.foreign_files import check_files
 from pml_cli.report.output import consoles, print_json
@@ -127,7 +128,7 @@ def run(
     console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     out = asked.request.out
     check_output_folder(out)
-    check_files(out, ("capacity.json", "capacity.csv"), figures=("capacity",))
+    check_files(out, [f"capacity.{suffix}" for suffix in ("json", "csv", *SUFFIXES)])
     adapters = [begin(each, asked) for each in asked.request.runs]
     print_prompts(asked.request.runs, console, progress)
     if dry_run:

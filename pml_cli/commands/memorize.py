@@ -57,6 +57,7 @@ from pml_cli.launch.signals import Stopped
 from pml_cli.launch.time_limit import TimeLimit, time_limit
 from pml_cli.model.dims import decoder_shape
 from pml_cli.report import memorize_folder, search_text
+from pml_cli.report.figures.registry import SUFFIXES
 from pml_cli.report.first_token import print_prompts
 from pml_cli.report.foreign_files import check_files
 from pml_cli.report.memorize_report import Forgetting as MeasuredHarm
@@ -81,7 +82,10 @@ HARM_SHARE = 0.5
 NATS_A_TOKEN = 3.5
 
 # At the top of the results folder.
-WRITTEN = ("memorize.json", "facts.csv", ADAPTER)
+WRITTEN = (
+    *("memorize.json", "facts.csv", ADAPTER),
+    *(f"memorize.{suffix}" for suffix in SUFFIXES),
+)
 
 # Fields of result.json that the search goes on with.
 NEEDED = ("exact_match", "token_accuracy", "seconds")
@@ -120,7 +124,7 @@ def run(
     check_output_folder(asked.request.out)
     data_path = getattr(asked.run.data, "path", None)
     inputs = [*asked.files, *([Path(data_path)] if data_path else [])]
-    check_files(asked.request.out, WRITTEN, inputs, figures=("memorize",))
+    check_files(asked.request.out, WRITTEN, inputs)
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
             return _show_plan(Search.begin(asked, output, Path(folder)))

@@ -50,7 +50,7 @@ def run(
 
     Args:
         paths: folders of runs, searched at any depth; the report goes to settings.out, or to
-            transition/ inside the first.
+            transition/ in the first, beside it where that is one run.
         stdout: to print to.
         as_json: print transition.json; the rest goes to standard error.
         quiet: show no progress, only the result.

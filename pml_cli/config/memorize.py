@@ -14,6 +14,7 @@ from pml_cli.config.override_text import override_of
 from pml_cli.config.schema import Request, Run
 from pml_cli.errors import UserError
 from pml_cli.io import expand_home, file_fault
+from pml_cli.validation import plain_number
 
 # Seeds of a search where none are given.
 SEEDS = [0, 1]
@@ -221,17 +222,6 @@ def _share(text: str) -> float:
     if is_share or not 0 < value <= 100:
         raise ValueError(allowed)
     return value / 100
-
-
-def plain_number(text: str) -> float:
-    """A number in ASCII digits; Python alone also takes 1_0, and digits of other scripts.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not text.isascii() or "_" in text:
-        raise ValueError(text)
-    return float(text)
 
 
 def _nats(text: str) -> float | None:

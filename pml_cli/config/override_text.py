@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from typing import Any
 
 from pml_cli.config.grid import MAX_CELLS
@@ -23,14 +24,22 @@ def override_of(key: str, value: Any) -> str:
     if not isinstance(key, str):
         raise UserError(f"{_shown(key)}: the name of a setting must be a text")
     plain = _plain(key, value)
+    try:
+        return f"{key}={_values_text(key, plain)}"
+    # A list that holds itself.
+    except RecursionError as error:
+        raise UserError(f"{key}: nested too deep") from error
+
+
+def _values_text(key: str, plain: Any) -> str:
     if not isinstance(plain, list | tuple | range):
-        return f"{key}={_text_of(key, plain)}"
+        return _text_of(key, plain)
 
     if not plain:
         raise UserError(f"{key}=[]: no values")
     if len(plain) > MAX_CELLS:
         raise UserError(f"{key}: {len(plain)} values; at most {MAX_CELLS} cells in one sweep")
-    return f"{key}={','.join(_text_of(key, one) for one in plain)}"
+    return ",".join(_text_of(key, one) for one in plain)
 
 
 def quoted_text(text: str) -> str:
@@ -52,6 +61,8 @@ def _text_of(key: str, value: Any) -> str:
         return "null"
     if isinstance(plain, bool):
         return str(plain).lower()
+    if isinstance(plain, Enum):
+        return _text_of(key, plain.value)
     if isinstance(plain, str | os.PathLike):
         path = os.fspath(plain)
         if isinstance(path, str):

@@ -27,7 +27,7 @@ PARQUET = b"PAR1"
 # Between the cells of a line; the first that gives the header most cells.
 DELIMITERS = (",", ";", "\t")
 # A line of Excel's before the header, which says the delimiter.
-EXCEL_LINE = re.compile(r"sep=(.)\s*")
+EXCEL_LINE = re.compile(r"sep=([,;|\t])\s*", re.IGNORECASE)
 
 BLANKS = re.compile(r"\s*")
 

@@ -119,6 +119,22 @@ class ConditionFields(TypedDict, total=False):
     kept_whole: Number | bool | None
     first_failure: Number | None
     least_margin: Number | None
+    least_right_margin: Number | None
+    shift_rms: Number | None
+    fall_worst: Number | None
+    violations: Number | None
+    edit_distance: Number | None
+    free_exact_match: Number | None
+    # Beyond greedy recall.
+    prefix_share: Number | None
+    recall_from_8: Number | None
+    recall_from_32: Number | None
+    extractable_50: Number | None
+    compression_ratio: Number | None
+    log10_p_07: Number | None
+    t50: Number | None
+    recall_after_wrong: Number | None
+    accuracy_after_wrong: Number | None
 
 
 class TextFields(TypedDict):
@@ -151,9 +167,13 @@ class LastingEntry(Entry):
     damage: DamageFields
 
 
-class KindFields(TextFields):
-    """Forgetting of one kind of text."""
+class KindFields(TypedDict):
+    """Forgetting of one kind of text, which is there where it was measured."""
 
+    base_loss: Number
+    loss: Number
+    kl: Number
+    changed: Number
     windows: Count
     tokens: Count
     harm: Number | None

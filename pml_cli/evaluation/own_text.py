@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -43,29 +44,41 @@ def own_text(base: SplitModel, prompts: Sequence[Sample]) -> list[Sample]:
     content = [FORMAT, SEED, WINDOW, base.weights_hash(), [prompt.prompt for prompt in prompts]]
     key = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
     path = cache_folder() / "own_text" / f"{key}.json"
-    targets = _read(path)
+    count = min(WINDOW, model_dims(base.settings).context - len(prompts[0].prompt))
+    targets = _read(path, (len(prompts), count), model_dims(base.settings).vocabulary)
     if targets is None:
-        targets = _sampled(base, prompts)
-        write_json(path, targets, indent=None)
+        targets = _sampled(base, prompts, count)
+        # A cache that cannot be written is no fault.
+        with suppress(OSError):
+            write_json(path, targets, indent=None)
     return [
         Sample(prompt=prompt.prompt, target=tuple(target))
         for prompt, target in zip(prompts, targets, strict=True)
     ]
 
 
-def _read(path: Any) -> list[list[int]] | None:
+def _read(path: Path, shape: tuple[int, int], vocabulary: int) -> list[list[int]] | None:
+    """The texts of a file; None where it is missing, or damaged.
+
+    Args:
+        shape: texts, and tokens of each.
+        vocabulary: ids are below.
+    """
     try:
         targets: list[list[int]] = read_json(path, list[list[Count]], "")
     except UserError:
         return None
-    return targets
+
+    texts, tokens = shape
+    is_whole = len(targets) == texts and all(len(target) == tokens for target in targets)
+    is_known = all(token < vocabulary for target in targets for token in target)
+    return targets if is_whole and is_known else None
 
 
 @torch.no_grad()
-def _sampled(base: SplitModel, prompts: Sequence[Sample]) -> list[list[int]]:
-    """Token ids of each continuation."""
+def _sampled(base: SplitModel, prompts: Sequence[Sample], count: int) -> list[list[int]]:
+    """Token ids of each continuation, so many."""
     ids = torch.tensor([prompt.prompt for prompt in prompts], device=base.device)
-    count = min(WINDOW, model_dims(base.settings).context - ids.shape[1])
     generator = torch.Generator().manual_seed(SEED)
     targets: list[list[int]] = [[] for _ in prompts]
 

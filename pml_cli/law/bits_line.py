@@ -101,8 +101,8 @@ class BitsLine:
         """
         x = math.log(bits) - self.log_bits
         log_parameters = self.level + self.s * x
-        at = np.array([1.0, x])
-        variance = float(at @ np.array(self.covariance) @ at)
+        (of_level, with_s), (with_level, of_s) = self.covariance
+        variance = of_level + (with_s + with_level) * x + of_s * x * x
         count = len(self.groups)
         variance += self.between**2 * (1 + 1 / count)
         # A covariance of a file that is none has no root.

@@ -88,6 +88,8 @@ class GroupFit:
     """Every cell: as read, and predicted, residual, kept, reason."""
     observed: Observations
     """The cells that a law may use, saturated ones too."""
+    observed_recall: Observations
+    """The cells that the laws of exact recall are fitted to."""
     axis: SizeAxis
     """What `observed.rank` is."""
     analysis: Analysis
@@ -233,6 +235,7 @@ def fit_group(
         key=key_for_json(key),
         cells=_with_predictions(cells, usable.index, observed, analysis),
         observed=observed,
+        observed_recall=observed_recall,
         axis=axis,
         analysis=analysis,
         recall=recall,

@@ -25,6 +25,7 @@ from pml_cli.law.fitted_law import FittedLaw
 from pml_cli.law.observations import EFFECTIVE, bits
 from pml_cli.law.parameters import Interval
 from pml_cli.stats import CONFIDENCE, LN2, Array
+from pml_cli.validation import plain_number
 
 # An answer is searched between these multiples of the smallest and largest trained value.
 LEAST_MULTIPLE = 1e-4
@@ -90,7 +91,7 @@ def parse_target(text: str) -> Target:
     # Text that is not a number becomes nan, which the bounds below refuse as well.
     kind, _, number = text.partition("=")
     try:
-        value = float(number)
+        value = plain_number(number)
     except ValueError:
         value = math.nan
     if kind in ("loss", "bits") and 0 < value < math.inf:
@@ -219,11 +220,12 @@ def _rank_with(effective: float, per_rank: float, inputs: float, length: float) 
     """
     modules = per_rank / (2 * inputs)
     widths = min(length, inputs) + inputs
-    # The smaller root of r^2 - widths r + effective / modules = 0.
-    discriminant = widths**2 - 4 * effective / modules
-    if discriminant < 0:
+    # The smaller root of r^2 - widths r + effective / modules = 0, by terms that cannot overflow.
+    square = effective / modules / widths
+    share = 4 * square / widths
+    if share > 1:
         return math.inf
-    return (widths - math.sqrt(discriminant)) / 2
+    return 2 * square / (1 + math.sqrt(1 - share))
 
 
 def _missing_law(law: FittedLaw, target: Target, question: Question) -> str:

@@ -161,8 +161,8 @@ class BitsLineFields(TypedDict):
     s_high: Number | None
     log_bits: Parameter
     level: Parameter
-    covariance: Annotated[list[Annotated[list[Number | None], Len(2, 2)]], Len(2, 2)]
-    between: Number | None
+    covariance: Annotated[list[Annotated[list[Parameter | None], Len(2, 2)]], Len(2, 2)]
+    between: Annotated[float, Ge(0), Le(1e4)] | None
     same_level_p: Number | None
     same_exponent_p: Number | None
     least_bits: Positive

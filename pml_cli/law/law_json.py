@@ -854,7 +854,9 @@ def _groups_named(name: str, groups: list[dict[str, Any]]) -> list[dict[str, Any
 
 def _law_json_path(path: Path) -> Path:
     """The law.json that a path means."""
-    for file in (path, path / FILE_NAME, beside(path, "fit") / FILE_NAME):
+    # Earlier versions wrote the report of one run into its folder.
+    folders = (path, beside(path, "fit"), path / "fit")
+    for file in (path, *(folder / FILE_NAME for folder in folders)):
         if file.is_file():
             return file
     missing = "" if path.exists() else " (no such folder)"
@@ -885,7 +887,8 @@ def _check_chosen(file: Path, group: dict[str, Any]) -> None:
     named = [law for law in group["laws"] if law["name"] == group["chosen"]]
     if not named:
         raise UserError(f"{file}: {group['slug']}: has no law {group['chosen']}; {AGAIN}")
-    checked(file, named[0], LawFields, AGAIN)
+    for law in named:
+        checked(file, law, LawFields, AGAIN)
 
 
 def _from_json(kind: type[Record], content: dict[str, Any]) -> Record:

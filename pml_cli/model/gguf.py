@@ -153,7 +153,6 @@ def _config_folder(file: Path, _size: int, _mtime_ns: int) -> Path:
         return folder
 
     try:
-        _set_aside(folder)
         return _write_config_folder(file, folder)
     # A cache that cannot be written is no fault.
     except OSError:
@@ -206,7 +205,10 @@ def _write_config_folder(file: Path, folder: Path) -> Path:
     temporary.mkdir()
     try:
         _convert(file, temporary)
-        temporary.rename(folder)
+        # Another process may have been first.
+        if not _is_complete(folder):
+            _set_aside(folder)
+            temporary.rename(folder)
     except OSError as error:
         # Another process was first.
         if not _is_complete(folder):

@@ -486,7 +486,7 @@ class _OnlineSoftmax:
         if head.factor is not None:
             error_E1 = error_E1 * head.factor
 
-        target_ED = head.weight_VD[self._target_C1[first, 0]]
+        target_ED = head.weight_VD[_inside(self._target_C1[first, 0], len(head.weight_VD))]
         target_slope_E1 = head.cap_slope(self.target_logit[first])
         others_part_ED = self.weighted_rows * (error_E1 / self.sum_exp[first])
         return others_part_ED.sub_((error_E1 * target_slope_E1) * target_ED)
@@ -530,7 +530,7 @@ class _LogitScores(torch.autograd.Function):
         total_NV = torch.zeros_like(logits_NV)
 
         for rows in _slices(len(target_N), ctx.chunk):
-            target_C1 = target_N[rows, None]
+            target_C1 = _inside(target_N[rows, None], logits_NV.shape[1])
             rival_C1 = rival_N[rows, None]
             if nll_grad_N is not None:
                 # grad * (softmax - onehot), in place.
@@ -544,6 +544,14 @@ class _LogitScores(torch.autograd.Function):
                 with_target = total_NV[rows].scatter_add(1, target_C1, grad_C1)
                 total_NV[rows] = with_target.scatter_add(1, rival_C1, -grad_C1)
         return total_NV, None, None
+
+
+def _inside(ids: Tensor, vocabulary: int) -> Tensor:
+    """Ids that can be looked up.
+
+    One outside of the vocabulary stands for any: its scores are nan, and so are their gradients.
+    """
+    return ids.clamp(0, vocabulary - 1)
 
 
 def _largest(logits_CV: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,12 +40,12 @@ def check_files(
             raise UserError(f"{path}: a file of this name is written there; {remedy}")
 
     taken = [name for name in names if (out / name).exists()]
-    taken += [name for beginning in figures for name in _figures(out, beginning)]
-    if taken and not _is_written_by_pml(out, taken):
-        raise UserError(
-            f"{out / taken[0]}: a file of this name is written there, and this one is none of "
-            f"pml's; {remedy}"
-        )
+    drawn = [name for beginning in figures for name in _figures(out, beginning)]
+    if not (taken or drawn) or _is_written_by_pml(out, taken):
+        return
+    name = next(iter([*taken, *drawn]))
+    reason = "a file of this name is written there" if taken else "figures are called so there"
+    raise UserError(f"{out / name}: {reason}, and this one is none of pml's; {remedy}")
 
 
 def _figures(out: Path, beginning: str) -> Iterator[str]:

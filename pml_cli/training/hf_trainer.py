@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -44,6 +45,9 @@ from pml_cli.stats import LN2
 from pml_cli.training.keep_drop_in import LoraPenalty, context_of, keep_windows
 from pml_cli.training.losses.base import EPS, TokenLoss, Tokens, Weighted, as_token_loss
 from pml_cli.training.sample_memory import IGNORED, SampleMemory, device_count, sample_hashes
+
+# Of token ids.
+ID_TYPES = (torch.int64, torch.int32)
 
 
 class MemFTLoss:
@@ -85,7 +89,8 @@ class MemFTLoss:
                 f"loss.keep_by={self.loss.keep_by}: must be energy in MemFTLoss; "
                 "pml's own trainer has both"
             )
-        if keep_ids is not None and not (isinstance(keep_ids, Tensor) and keep_ids.ndim == 2):
+        is_ids = isinstance(keep_ids, Tensor) and keep_ids.ndim == 2 and keep_ids.dtype in ID_TYPES
+        if keep_ids is not None and not is_ids:
             raise UserError("keep_ids: must be a tensor of token ids, (n, T)")
         self._keep_ids = keep_ids
         self._penalty: LoraPenalty | None = None
@@ -227,7 +232,10 @@ class MemFTLoss:
             UserError: the training needs `MemFTCallback`, or the labels do not fit the logits; on
                 a GPU, which is not waited for, ids outside of the vocabulary give nan.
         """
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
+        logits = _logits_of(outputs)
+        if isinstance(labels, Tensor) and labels.ndim == 2 and logits.ndim == 3:
+            # Prompt tuning puts virtual tokens in front of the batch.
+            logits = logits[:, -labels.shape[1] :]
         _check_labels(labels, logits)
         target_BT = labels[:, 1:].to(logits.device)
         scored_BT = target_BT != IGNORED
@@ -392,12 +400,27 @@ class MemFTLoss:
         self._logged_counts.append(torch.stack([tokens, above]))
 
 
+def _logits_of(outputs: Any) -> Tensor:
+    """The logits of a model's outputs.
+
+    Raises:
+        UserError: they have none.
+    """
+    named = outputs.get("logits") if isinstance(outputs, Mapping) else None
+    logits = getattr(outputs, "logits", named)
+    if not isinstance(logits, Tensor):
+        raise UserError(f"outputs: {type(outputs).__name__} has no logits")
+    return logits
+
+
 def _check_labels(labels: Tensor, logits: Tensor) -> None:
     """Refuse labels of another shape than the logits, or outside of their vocabulary.
 
     Raises:
         UserError: names both shapes, or the id.
     """
+    if not isinstance(labels, Tensor) or labels.dtype not in ID_TYPES:
+        raise UserError("labels: must be a tensor of token ids, int64 or int32")
     if logits.ndim != 3 or labels.shape != logits.shape[:2]:
         raise UserError(
             f"labels {tuple(labels.shape)} for logits {tuple(logits.shape)}: "
@@ -407,7 +430,9 @@ def _check_labels(labels: Tensor, logits: Tensor) -> None:
         return
 
     words = logits.shape[2]
-    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= words))]
+    # The first one is never scored.
+    scored = labels[:, 1:]
+    wrong = scored[(scored != IGNORED) & ((scored < 0) | (scored >= words))]
     if len(wrong):
         raise UserError(
             f"a label of {int(wrong[0])}: must be {IGNORED}, or an id below {words}, the size of "
@@ -563,11 +588,17 @@ def _loss_from(loss: str | Loss, settings: Mapping[str, Any]) -> TokenLoss:
             allowed = ", ".join([*own_names, *keys(Loss)])
             raise UserError(f"loss.{name}: no such setting of {loss}; allowed: {allowed}")
         expected, _ = annotation(owner, name)
-        # An integer is a number too: threshold=1.
-        accepted = (int, float) if expected is float else expected
-        if not isinstance(value, accepted):
+        if not _is_of(value, expected):
             raise UserError(f"loss.{name}={value!r}: must be {type_text(owner, name)}")
     return as_token_loss(dataclasses.replace(option, **settings))
+
+
+def _is_of(value: Any, expected: type[Any]) -> bool:
+    """Whether a value is of a type; numpy's numbers are numbers too, and a bool is none."""
+    if expected in (int, float):
+        kind = Integral if expected is int else Real
+        return isinstance(value, kind) and not isinstance(value, bool)
+    return isinstance(value, expected)
 
 
 def _accumulates(items: Tensor | int, labels: Tensor) -> bool:

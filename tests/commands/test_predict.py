@@ -3,11 +3,13 @@
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from catalogue.law_files import LINE
 from rich.console import Console
 from support.law_groups import fit_quietly
 from support.planted_laws import exponential_cells, runs_of, write
@@ -41,6 +43,39 @@ def test_answers_as_json(law_report, capsys):
     code, output, _ = pml(capsys, "predict", file, "rank=8", "--target", "loss=2", "--json")
     (answer,) = json.loads(output)
     assert code == 0 and answer["target"] == "loss" and answer["rows"][0]["rank"] == 8
+
+
+def test_a_report_in_the_folder_of_a_run_is_still_found(law_report, tmp_path, capsys):
+    run = tmp_path / "run"
+    (run / "fit").mkdir(parents=True)
+    (run / "result.json").write_text("{}")
+    shutil.copy(law_report / "fit" / "law.json", run / "fit")
+    code, _, _ = pml(capsys, "predict", str(run), "rank=8")
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("per_rank=1e300", "base=1e300", "seqlen=1e300", "inputs=1e200"),
+        ("per_rank=4e200", "base=2", "seqlen=100"),
+        ("per_rank=1e-300", "base=1e300", "seqlen=1e9"),
+    ],
+)
+def test_numbers_beyond_any_model_have_an_answer_or_a_line(law_report, tmp_path, capsys, asked):
+    content = json.loads((law_report / "fit" / "law.json").read_text())
+    (tmp_path / "law.json").write_text(json.dumps(content | {"bits_lines": [LINE]}))
+    code, _, remarks = pml(capsys, "predict", str(tmp_path), *asked)
+    assert code in (0, 2) and "Traceback" not in remarks
+
+
+def test_two_laws_of_the_chosen_name_are_both_checked(law_report, tmp_path, capsys):
+    content = json.loads((law_report / "fit" / "law.json").read_text())
+    (group,) = content["groups"]
+    group["laws"].append({"name": group["chosen"]})
+    (tmp_path / "law.json").write_text(json.dumps(content))
+    code, _, remarks = pml(capsys, "predict", str(tmp_path), "rank=8")
+    assert code == 2 and "law.json" in remarks
 
 
 def test_a_report_of_an_earlier_version_is_said(law_report, tmp_path, capsys):

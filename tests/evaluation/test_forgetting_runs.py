@@ -1,5 +1,6 @@
 """The harm of a run: the mean over kinds of text, its interval over windows of them."""
 
+import json
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from pml_cli.data.generic_text import KINDS, beginnings, generic_pool
 from pml_cli.evaluation import own_text
 from pml_cli.evaluation.forgetting import BaseReading, Readings
 from pml_cli.evaluation.forgetting_runs import entry_of, harm_of
+from pml_cli.io import cache_folder
 from pml_cli.stats import t_quantile
 
 MODEL = Model(device="cpu")
@@ -117,5 +119,17 @@ def test_what_the_model_writes_itself(tiny_base, tmp_path, monkeypatch):
     # 768 tokens: a greedy text would be two nats below.
     assert abs(difference.mean()) < 0.3
 
-    monkeypatch.setattr(own_text, "_sampled", lambda *_: pytest.fail("sampled again"))
+    with monkeypatch.context() as kept:
+        kept.setattr(own_text, "_sampled", lambda *_: pytest.fail("sampled again"))
+        assert own_text.own_text(tiny_base, prompts) == written
+
+    # A damaged file is written anew; where it cannot be, that is no fault.
+    (cached,) = (cache_folder() / "own_text").iterdir()
+    whole = cached.read_text()
+    for damaged in ("[]", "[[1]]", "[[999999999]]", "{", json.dumps(json.loads(whole)[:1])):
+        cached.write_text(damaged)
+        assert own_text.own_text(tiny_base, prompts) == written
+        assert cached.read_text() == whole
+    cached.unlink()
+    cached.mkdir()
     assert own_text.own_text(tiny_base, prompts) == written

@@ -251,5 +251,9 @@ def test_the_cap_is_float32_whatever_the_dtype_of_the_model(dtype):
 
 
 def test_a_target_outside_of_the_vocabulary_has_no_score():
-    scores = logit_nll(torch.randn(3, 5), torch.tensor([1, 5, -1]))
+    logits = torch.randn(3, 5, requires_grad=True)
+    scores = logit_nll(logits, torch.tensor([1, 5, -1]))
     assert scores.nll.isnan().tolist() == [False, True, True]
+    # A GPU, which is not waited for, gets as far as the gradient.
+    scores.nll.sum().backward()
+    assert logits.grad[0].isfinite().all()

@@ -101,6 +101,32 @@ def test_folders_and_models_that_do_not_fit_are_refused(model_folder, block_bank
         mlp_block_config(qwen3(), 2, 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("adapter_config.json", text) for text in (b"", b"[]", b"\xff", b"[" * 9999)),
+        *(("adapter_config.json", text) for text in (b'{"r": 2}', b'{"r": "2"}')),
+        ("adapter_config.json", None),
+        ("adapter_model.safetensors", b"no weights"),
+        ("adapter_model.safetensors", None),
+    ],
+)
+def test_a_damaged_folder_is_refused_in_a_line(block_bank, qwen3, tmp_path, name, content):
+    _, bank = block_bank
+    bank.save(0, tmp_path, "x")
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        load_mlp_block(qwen3(), tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"rank": "4"}, {"rank": True}, {"dropout": 2.0}])
+def test_settings_out_of_range_are_refused(qwen3, wrong):
+    with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
+        mlp_block_config(qwen3(), **{"rank": 2, "layer": 1} | wrong)
+
+
 def test_two_block_adapters_on_one_model(block_bank, qwen3, tmp_path):
     model, bank = block_bank
     for k in range(2):

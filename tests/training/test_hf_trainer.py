@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -429,7 +430,7 @@ def test_what_is_no_loss_is_refused(make, said):
     [
         (torch.tensor([[-100, 1, 7]]), "a label of 7"),
         (torch.tensor([[-100, 1, -1]]), "a label of -1"),
-        (torch.tensor([[-100, 1]]), r"labels \(1, 2\)"),
+        (torch.tensor([[-100, 1, 2, 3]]), r"labels \(1, 4\)"),
         (torch.tensor([-100, 1, 2]), r"labels \(3,\)"),
     ],
 )
@@ -438,6 +439,39 @@ def test_labels_that_do_not_fit_the_logits_are_refused(labels, said, is_training
     logits = torch.randn(1, 3, 5, requires_grad=is_training)
     with torch.set_grad_enabled(is_training), pytest.raises(UserError, match=said):
         MemFTLoss("sft")({"logits": logits}, labels)
+
+
+def test_the_first_label_is_not_scored_whatever_it_is():
+    logits = torch.randn(1, 3, 5)
+    plain, other = torch.tensor([[0, 1, 2]]), torch.tensor([[999_999, 1, 2]])
+    loss = MemFTLoss("sft")
+    with torch.no_grad():
+        assert loss({"logits": logits}, other) == loss({"logits": logits}, plain)
+
+
+def test_virtual_tokens_of_prompt_tuning_come_before_the_batch():
+    logits, labels = torch.randn(2, 7, 5), torch.randint(5, (2, 3))
+    loss = MemFTLoss("sft")
+    with torch.no_grad():
+        assert loss({"logits": logits}, labels) == loss({"logits": logits[:, 4:]}, labels)
+
+
+@pytest.mark.parametrize("outputs", [(torch.zeros(1, 3, 5),), {}, {"logits": None}, None])
+def test_outputs_without_logits_are_refused(outputs):
+    with pytest.raises(UserError, match="has no logits"):
+        MemFTLoss("sft")(outputs, torch.tensor([[0, 1, 2]]))
+
+
+@pytest.mark.parametrize("labels", [None, [[0, 1, 2]], torch.zeros(1, 3)])
+def test_labels_that_are_no_ids_are_refused(labels):
+    with pytest.raises(UserError, match="labels: must be a tensor of token ids"):
+        MemFTLoss("sft")({"logits": torch.zeros(1, 3, 5)}, labels)
+
+
+def test_numbers_of_numpy_are_numbers_and_flags_are_none():
+    assert MemFTLoss("memft_ot", threshold=np.float32(0.5)).loss.threshold == 0.5
+    with pytest.raises(UserError, match=r"loss\.keep=True: must be"):
+        MemFTLoss("memft_ot", keep=True)
 
 
 def test_the_public_names_come_late():

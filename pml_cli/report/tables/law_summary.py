@@ -168,8 +168,8 @@ def _recall_line(group: GroupFit) -> list[_Line]:
     recall = group.recall
     if recall.status != OK:
         return []
-    lengths = np.unique(group.observed.length)
-    trained = group.observed.rank
+    lengths = np.unique(group.observed_recall.length)
+    trained = group.observed_recall.rank
     inside: list[str] = []
     beyond: list[str] = []
     for length in np.unique(lengths[[0, len(lengths) // 2, -1]]):
