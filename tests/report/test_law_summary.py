@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from support.law_groups import fit_quietly
+from support.planted_laws import exact_recall, exponential_cells, runs_of, write
 from support.printing import printed
 
 from pml_cli.law.findings import finding
@@ -54,6 +56,17 @@ def test_cells_without_a_law_say_why_and_what_to_run(unidentified):
     assert "Next: `pml sweep rank=" in words
     # Nothing can be asked of a law that there is not.
     assert NEXT not in words
+
+
+def test_recall_is_of_its_own_cells_also_where_none_is_left_for_the_gain(tmp_path):
+    cells = exponential_cells(texts=3)
+    never = [False] * len(cells.rank)
+    write(tmp_path, *runs_of(cells, exact_match=exact_recall(cells), converged=never))
+    said = fit_quietly(tmp_path, draws=50, show_all=False, unconverged="drop")
+    (line,) = [line for line in said.splitlines() if line.startswith("recall ")]
+    # Every rank was trained, and what lies between them is no extrapolation.
+    assert f"({cells.length.min():g} tokens)" in line
+    assert "extrapolated" not in said.partition("recall ")[2].partition("warning")[0]
 
 
 def test_several_groups_have_a_line_each_and_each_remark_once(group, unidentified):
