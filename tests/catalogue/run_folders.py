@@ -18,6 +18,7 @@ from catalogue.damage import (
     put,
     remove,
     rewrite,
+    set_field,
     with_value,
 )
 from catalogue.folders import PROBE, SWEEP
@@ -395,6 +396,12 @@ def _measured() -> Iterator[Case]:
     for keys in MEASURED_FIELDS:
         for name, change in damaged_field(pattern, *keys):
             yield _measured_again(name, change)
+    for field in CONDITION_FIELDS:
+        for name in ("a word", "a list", "400 digits"):
+            keys = ("runs", 0, "conditions", "trained", field)
+            yield _measured_again(
+                f"{field} {name}", edit(pattern, partial(_set, keys, VALUES[name]))
+            )
     for name in ("a word", "null", "a list"):
         change = edit(pattern, lambda tree, name=name: _set_conditions(tree, VALUES[name]))
         yield _measured_again(f"numbers of a condition {name}", change)
@@ -416,6 +423,20 @@ MEASURED_FIELDS: tuple[tuple[str | int, ...], ...] = (
     ("runs", 0, "damage", "random"),
     ("runs", 0, "rank"),
 )
+
+
+# Numbers of a condition that tables, figures and comparisons read.
+CONDITION_FIELDS = (
+    *("token_accuracy", "exact_match", "final_loss", "share_above_threshold", "log10_p"),
+    *("lost", "lost_above", "won", "kept_whole", "first_failure", "least_margin"),
+    *("least_right_margin", "shift_rms", "fall_worst", "violations", "edit_distance"),
+    *("free_exact_match", "prefix_share", "recall_from_8", "recall_from_32", "extractable_50"),
+    *("compression_ratio", "log10_p_07", "t50", "recall_after_wrong", "accuracy_after_wrong"),
+)
+
+
+def _set(keys: tuple[str | int, ...], value: Any, tree: Any) -> None:
+    set_field(tree, keys, value)
 
 
 def _set_conditions(tree: Any, value: Any) -> None:

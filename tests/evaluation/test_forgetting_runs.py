@@ -10,7 +10,9 @@ from support.adapters import random_bank
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model
 from pml_cli.data.generic_text import KINDS, beginnings, generic_pool
+from pml_cli.errors import UserError
 from pml_cli.evaluation import own_text
+from pml_cli.evaluation.finished_runs import ForgettingEntry, Measurements
 from pml_cli.evaluation.forgetting import BaseReading, Readings
 from pml_cli.evaluation.forgetting_runs import entry_of, harm_of
 from pml_cli.io import cache_folder
@@ -133,3 +135,16 @@ def test_what_the_model_writes_itself(tiny_base, tmp_path, monkeypatch):
     cached.unlink()
     cached.mkdir()
     assert own_text.own_text(tiny_base, prompts) == written
+
+
+@pytest.mark.parametrize("field", ["base_loss", "loss", "kl", "changed", "windows", "tokens"])
+@pytest.mark.parametrize("wrong", [None, "x", [1]])
+def test_a_number_of_a_kind_that_is_none_is_refused(tmp_path, field, wrong):
+    numbers = dict.fromkeys(("base_loss", "loss", "kl", "changed", "harm"), 1.0)
+    kind = numbers | {"windows": 2, "tokens": 9} | {field: wrong}
+    entry = {"id": "a", "key": "b", "kinds": {"chat": kind}}
+    entry |= {"harm": 1.0, "harm_low": None, "harm_high": None}
+    path = tmp_path / "forgetting.json"
+    path.write_text(json.dumps({"format": 1, "runs": [entry]}))
+    with pytest.raises(UserError, match=rf"forgetting.json: .*{field}"):
+        Measurements(path, 1, ForgettingEntry)
