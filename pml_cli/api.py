@@ -190,7 +190,7 @@ def samples(run: Run) -> pd.DataFrame:
 @refusing
 def fit(
     *folders: Folder,
-    by: Sequence[str] = (),
+    by: str | Iterable[str] = (),
     quiet: bool = True,
     settings: Mapping[str, Any] | None = None,
     **more: Any,
@@ -221,9 +221,8 @@ def fit(
     assert isinstance(asked, Fit)
     paths = [_path("folders", folder) for folder in folders]
     # One name is a sequence of letters, too.
-    compared = [by] if isinstance(by, str) else by
-    is_names = isinstance(compared, Sequence) and all(isinstance(name, str) for name in compared)
-    if not is_names:
+    compared = [by] if isinstance(by, str) or not isinstance(by, Iterable) else list(by)
+    if not all(isinstance(name, str) for name in compared):
         raise UserError(f"by={_shown(by)}: must be names of settings")
     command.run(paths, asked, _console(quiet), compared)
     return Law.load_all(asked.out or beside(paths[0], "fit"))
@@ -388,7 +387,12 @@ def _path(name: str, value: Folder) -> Path:
 
 
 def _shown(value: object) -> str:
-    return shortened(printable(" ".join(repr(value).split())))
+    try:
+        text = repr(value)
+    # Python writes no integer of more than 4,300 digits.
+    except ValueError:
+        text = type(value).__name__
+    return shortened(printable(" ".join(text.split())))
 
 
 def _console(quiet: bool) -> Console:
@@ -451,6 +455,9 @@ def _number(name: str, value: Any) -> float:
     Raises:
         UserError: something else.
     """
+    # An array without any dimension is one number.
+    if getattr(value, "ndim", None) == 0:
+        value = value.tolist()
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number:
         raise UserError(f"{name}={_shown(value)}: must be a number")

@@ -78,7 +78,7 @@ def test_several_values_may_be_an_array_or_a_column(folder):
     several = (np.array([2, 3]), pd.Series([2, 3]), np.float32([2, 3]), range(2, 4), iter((2, 3)))
     for ranks in several:
         pd.testing.assert_frame_equal(law.predict(rank=ranks, seqlen=np.int64(20)), asked)
-    one = law.predict(rank=np.array(2), seqlen=20, base=np.float32(7.5))
+    one = law.predict(rank=np.array(2), seqlen=20, base=np.array(7.5))
     assert len(one) == 1 and one["base_loss"].tolist() == [7.5]
 
 
@@ -169,6 +169,8 @@ def test_a_fit_from_python_writes_the_report(folder, tmp_path):
         (lambda: pml.fit(5), "folders=5"),
         (lambda: pml.fit("nowhere", by=5), "by=5"),
         (lambda: pml.fit("nowhere", by=[None]), "by="),
+        (lambda: pml.fit("nowhere", by=10**5000), "by=int"),
+        (lambda: pml.fit("nowhere", by=np.array(["lr"])), "nowhere"),
         (lambda: pml.runs(["a", "b"]), "folders="),
         (lambda: pml.runs(None), "folders=None"),
         (lambda: pml.runs("a" * 5000), "name too long"),
