@@ -192,7 +192,7 @@ def test_a_record_that_tells_nothing_is_named_and_stops_no_cancel(tmp_path, quic
         done = quick("cancel", "runs")
         assert one.check_cancelled()
     assert done.returncode == 2
-    assert "1 running asked" in done.stdout
+    assert "1 process asked" in done.stdout
     assert done.stderr.startswith(f"error: runs/.pml/{place}/1.json: ")
     assert done.stderr.endswith("; what it names may still run\n")
     assert done.stderr.count("\n") == 1
