@@ -247,8 +247,15 @@ def test_a_cache_that_cannot_be_written_is_no_fault(file, monkeypatch, tmp_path)
     gguf_module._config_folder.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "sha256.json"])
-@pytest.mark.parametrize("content", [None, b"", b"[]", b'{"model_type": "llama"'])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("tokenizer.json", None),
+        ("tokenizer.json", b"[]"),
+        ("sha256.json", b""),
+    ],
+)
 def test_a_damaged_cache_is_converted_anew(file, monkeypatch, tmp_path, name, content):
     monkeypatch.setenv("PML_CACHE", str(tmp_path))
     gguf_module._config_folder.cache_clear()
