@@ -78,6 +78,7 @@ def over_seeds(differences_TS):
     return pd.concat(tables, ignore_index=True)
 
 
+@pytest.mark.slow
 def test_seeds_of_a_text_are_averaged_and_do_not_narrow_the_interval():
     random = np.random.default_rng(0)
     covered = []

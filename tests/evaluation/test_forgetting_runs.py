@@ -99,6 +99,7 @@ def test_the_entry_of_a_run(tiny_base):
     assert prose["harm_se"] == pytest.approx(abs(first - second) / 2)
 
 
+@pytest.mark.slow
 def test_what_the_model_writes_itself(tiny_base, tmp_path, monkeypatch):
     """Samples of its own distribution: their mean surprise is its mean entropy; kept in a file."""
     monkeypatch.setenv("PML_CACHE", str(tmp_path))

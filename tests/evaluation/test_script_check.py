@@ -68,6 +68,7 @@ def test_a_script_that_fails_says_why(check):
     assert proof.status == f"could not be run here: {reason}"
 
 
+@pytest.mark.slow
 def test_a_script_that_takes_too_long_counts_as_far_as_it_came(check):
     slow = script().replace("    return", "    if question == 'Where?': time.sleep(60)\n    return")
     proof = check(f"import time\n{slow}", seconds=2)

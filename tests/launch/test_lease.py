@@ -284,6 +284,7 @@ def test_a_lock_without_a_record_is_free(tmp_path, lease):
 # -- living processes
 
 
+@pytest.mark.slow
 def test_a_living_process_of_this_machine_keeps_its_claims_without_a_heartbeat(tmp_path, lease):
     """Stopped for an hour, as by Ctrl-Z."""
     sleeper, name = start_holder(tmp_path, "a")

@@ -130,6 +130,7 @@ def test_a_run_without_a_number_of_parameters_is_excluded(tmp_path):
     assert "1 cell excluded: trainable parameters missing or not positive" in printed
 
 
+@pytest.mark.slow
 def test_what_speaks_against_the_gain_alone_counts_for_recall(tmp_path):
     """Stopped once recalled, at p < 1/2; and diverged, where it recalls nothing."""
     cells = exponential_cells(texts=3)
