@@ -26,7 +26,7 @@ from typing_extensions import ParamSpec
 from pml_cli.config.override_text import override_of
 from pml_cli.config.reports import Predict
 from pml_cli.config.setting import faults
-from pml_cli.errors import UserError, printable, shortened
+from pml_cli.errors import UserError, short_repr, shortened
 from pml_cli.io import refused_path
 from pml_cli.law.inverse import Question, answer, check_question, parse_target
 from pml_cli.law.law_json import Report, load_report
@@ -223,7 +223,7 @@ def fit(
     # One name is a sequence of letters, too.
     compared = [by] if isinstance(by, str) or not isinstance(by, Iterable) else list(by)
     if not all(isinstance(name, str) for name in compared):
-        raise UserError(f"by={_shown(by)}: must be names of settings")
+        raise UserError(f"by={short_repr(by)}: must be names of settings")
     command.run(paths, asked, _console(quiet), compared)
     return Law.load_all(asked.out or beside(paths[0], "fit"))
 
@@ -278,7 +278,7 @@ class Law:
         import pandas as pd
 
         if group is not None and not isinstance(group, str):
-            raise UserError(f"group={_shown(group)}: must be the name of a group")
+            raise UserError(f"group={short_repr(group)}: must be the name of a group")
         report: Report = load_report(_path("folder", folder), group)
         if not report.laws:
             reasons = "; ".join(report.left_out.values())
@@ -365,7 +365,7 @@ def _overrides(settings: Mapping[str, Any] | None, more: Mapping[str, Any]) -> l
     if settings is None:
         settings = {}
     if not isinstance(settings, Mapping):
-        raise UserError(f"settings={_shown(settings)}: must be a mapping, such as {EXAMPLE}")
+        raise UserError(f"settings={short_repr(settings)}: must be a mapping, such as {EXAMPLE}")
     twice = sorted(set(settings) & set(more))
     if twice:
         raise UserError(f"{twice[0]}: given twice, also in settings=")
@@ -382,17 +382,8 @@ def _path(name: str, value: Folder) -> Path:
         UserError: it is something else.
     """
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
-        raise UserError(f"{name}={_shown(value)}: must be a path, a text or pathlib.Path")
+        raise UserError(f"{name}={short_repr(value)}: must be a path, a text or pathlib.Path")
     return Path(value)
-
-
-def _shown(value: object) -> str:
-    try:
-        text = repr(value)
-    # Python writes no integer of more than 4,300 digits.
-    except ValueError:
-        text = type(value).__name__
-    return shortened(printable(" ".join(text.split())))
 
 
 def _console(quiet: bool) -> Console:
@@ -460,7 +451,7 @@ def _number(name: str, value: Any) -> float:
         value = value.tolist()
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number:
-        raise UserError(f"{name}={_shown(value)}: must be a number")
+        raise UserError(f"{name}={short_repr(value)}: must be a number")
     try:
         return float(value)
     except OverflowError:

@@ -106,6 +106,16 @@ def shortened(name: str) -> str:
     return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..."
 
 
+def short_repr(value: object) -> str:
+    """A value of Python as code shows it, on one line and cut off where it is long."""
+    try:
+        text = repr(value)
+    # Python writes no integer of more than 4,300 digits.
+    except ValueError:
+        text = type(value).__name__
+    return shortened(printable(" ".join(text.split())))
+
+
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:
     """`allowed: a, b, c` with the nearest name in front, for the end of an error line.
 

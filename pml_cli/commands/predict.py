@@ -79,8 +79,8 @@ def _print_outdated(reports: Sequence[Report]) -> None:
     for report in reports:
         if report.is_outdated:
             stderr.print(
-                f"{report.file}: fitted by an earlier version of pml, which gave other bands; run "
-                "`pml fit` again",
+                f"{report.file}: fitted by an earlier version of pml; the same cells may now give "
+                "other laws or bands: run `pml fit` again",
                 style="yellow",
                 highlight=False,
                 soft_wrap=True,

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from pml_cli.config.grid import MAX_CELLS
-from pml_cli.errors import UserError, cut_line, printable
+from pml_cli.errors import UserError, short_repr
 
 PLAIN_NUMBERS = (bool, int, float)
 FIELD_NAME = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
@@ -22,7 +22,7 @@ def override_of(key: str, value: Any) -> str:
         UserError: a value that no setting can have.
     """
     if not isinstance(key, str):
-        raise UserError(f"{_shown(key)}: the name of a setting must be a text")
+        raise UserError(f"{short_repr(key)}: the name of a setting must be a text")
     plain = _plain(key, value)
     try:
         return f"{key}={_values_text(key, plain)}"
@@ -74,14 +74,14 @@ def _text_of(key: str, value: Any) -> str:
         return "{" + ",".join(fields) + "}"
     if isinstance(plain, int | float):
         return _digits(key, plain)
-    raise UserError(f"{key}={_shown(value)}: must be a number, a text, a list or a mapping")
+    raise UserError(f"{key}={short_repr(value)}: must be a number, a text, a list or a mapping")
 
 
 def _field_name(key: str, name: Any) -> str:
     """The name of a field of a mapping, which the grammar takes without quotes alone."""
     if isinstance(name, str) and FIELD_NAME.fullmatch(name):
         return name
-    raise UserError(f"{key}: {_shown(name)} is no name of a field: letters, digits, . _ -")
+    raise UserError(f"{key}: {short_repr(name)} is no name of a field: letters, digits, . _ -")
 
 
 def _plain(key: str, value: Any) -> Any:
@@ -101,7 +101,3 @@ def _digits(key: str, number: int | float) -> str:
     # Python writes no integer of more than 4,300 digits.
     except ValueError as error:
         raise UserError(f"{key}: a number of too many digits") from error
-
-
-def _shown(value: Any) -> str:
-    return cut_line(printable(" ".join(repr(value).split())))
