@@ -21,6 +21,9 @@ from pml_cli.config.schema import Adapter, LinearAdapter, Model, Run, Train
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.sources.random import RandomData
 from pml_cli.launch.packing import check
+from pml_cli.model.device import pick_device
+from pml_cli.model.loading import load_model
+from pml_cli.model.split_model import SplitModel
 
 # What --small makes of a model, for a machine without a GPU: the same code of the layers, and the
 # same ratios of widths.
@@ -60,6 +63,23 @@ def model(name: str, *, small: bool = False, **settings: Any) -> Model:
         fields["layer"] = None
         fields["architecture"] |= SMALL_ARCHITECTURE
     return Model(**(fields | settings))
+
+
+def load(settings: Model) -> SplitModel:
+    """The model; on a GPU its random weights are drawn there.
+
+    pml itself draws them on the CPU, the same for every device, which takes minutes for 8 billion.
+    """
+    device = pick_device(settings.device)
+    if device.type == "cpu" or settings.weights != "random":
+        return load_model(settings)
+
+    config = transformers.AutoConfig.for_model(**settings.architecture)
+    dtype = getattr(torch, settings.dtype)
+    with torch.device(device):
+        torch.manual_seed(0)
+        drawn = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return SplitModel(drawn, settings)
 
 
 def changed(base: Model, train: Train, overrides: Iterable[str]) -> tuple[Model, Train]:

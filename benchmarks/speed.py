@@ -14,8 +14,9 @@ B: the model loaded once; the same adapter through PEFT (`pml_cli.peft_block`), 
    transformers.Trainer. With --shipped a process a cell, as in a shell loop.
 C: the trainer of `pml sweep`: packs as the planner cuts them (--pack: of so many cells), one logged
    step in --steps.
+D: C with model.compile=true (--compile); compiling is part of the warm-up.
 
-The three are timed in turn, --repeats times (fewer where --minutes are over), each training from
+They are timed in turn, --repeats times (fewer where --minutes are over), each training from
 its beginning: warm-up, then --steps timed steps. They must end with the same loss (asserted). A and
 B train --baseline of the cells, whose times are those of any other. --paper also writes each
 shape's weights to files and streams them: the longest cell, within 12 GB.
@@ -100,7 +101,12 @@ STREAMED_BYTES = 12e9
 FIXED_COST = 1000
 
 # Told apart in grey by their markers.
-STYLES = {"A": ("#d55e00", "o"), "B": ("#0072b2", "s"), "C": ("#000000", "^")}
+STYLES = {
+    "A": ("#d55e00", "o"),
+    "B": ("#0072b2", "s"),
+    "C": ("#000000", "^"),
+    "D": ("#009e73", "D"),
+}
 
 HEADINGS = (
     "model",
@@ -175,6 +181,7 @@ def arguments() -> argparse.Namespace:
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    options.ways = WAYS + "D" * options.compile
     options.start = time.perf_counter()
     return options
 
@@ -202,6 +209,9 @@ def parser() -> argparse.ArgumentParser:
     add("--packs", type=int, help="packs of each length that C trains; 0: all")
     add("--device", default=device)
     add("--dtype")
+    add("--compile", action="store_true", help="time pml with model.compile=true as well")
+    streamed_help = "with --paper: each model once more, its lower layers read from files"
+    add("--streamed", action=argparse.BooleanOptionalAction, default=True, help=streamed_help)
     shipped_help = "what a sweep costs its user: ranks of each length that A and B train"
     add("--shipped", type=int, default=0, help=shipped_help)
     add("--shipped-file", default="quickstart", help="the sweep file, of ranks and lengths")
@@ -231,7 +241,7 @@ def compare(options: argparse.Namespace) -> list[str]:
             name, small=options.small, device=options.device, dtype=options.dtype
         )
         settings, train = cases.changed(base_settings, training(options), options.set)
-        base = load_model(settings)
+        base = cases.load(settings)
         for length in lengths:
             planned = cases.cells(settings, ranks, length, train, adapter)
             new_rows = measure(base, planned, options, deadline(options, remaining))
@@ -240,10 +250,11 @@ def compare(options: argparse.Namespace) -> list[str]:
             times = ", ".join(f"{row.way} {row.median:.2f} ms" for row in new_rows)
             log(f"{name}, length {length}: {times}")
 
-        draw([row for row in rows if row.model == name], options.out / f"speed-{name}.png")
+        of_model = [row for row in rows if row.model == name]
+        draw(of_model, options.ways, options.out / f"speed-{name}.png")
         del base
         free_memory()
-        if options.paper:
+        if options.paper and options.streamed:
             note = measure_streamed(settings, max(lengths), options)
             notes += ["", note]
             log(note)
@@ -306,13 +317,16 @@ def measure(
     stride = -(-len(cells) // options.baseline)
     baseline = cells[::stride]
 
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
-    losses: dict[str, Losses] = {way: {} for way in WAYS}
+    compiled = SplitModel(base.model, replace(base.settings, compile=True))
+    ways = options.ways
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    losses: dict[str, Losses] = {way: {} for way in ways}
     for _ in range(options.repeats):
         start = time.perf_counter()
-        for way in WAYS:
-            if way == "C":
-                seconds = [pml(base, pack, losses[way]) for pack in packs]
+        for way in ways:
+            if way in "CD":
+                model = compiled if way == "D" else base
+                seconds = [pml(model, pack, losses[way]) for pack in packs]
                 count = len(cells)
             else:
                 train = paper if way == "A" else peft
@@ -326,16 +340,16 @@ def measure(
     agree(losses, TOLERANCE[cells[0].run.model.dtype])
     largest = max(packs, key=lambda pack: pack.step_tokens)
     rows = []
-    for way in WAYS:
+    for way in ways:
         final_losses = [losses[way][cell.id] for cell in baseline]
         row = Row(
             model=cells[0].run.model.name,
             way=way,
             length=cells[0].run.seqlen,
-            cells=len(largest.cells) if way == "C" else 1,
+            cells=len(largest.cells) if way in "CD" else 1,
             ms=times[way],
             gflop=step_flops(way, packs) / 1e9,
-            memory=peak_memory(way, base, largest, baseline[0]),
+            memory=peak_memory(way, compiled if way == "D" else base, largest, baseline[0]),
             loss=statistics.mean(final_losses),
         )
         rows.append(row)
@@ -344,7 +358,7 @@ def measure(
 
 def step_flops(way: str, packs: Sequence[Pack]) -> float:
     """FLOPs of a step of one cell, by the cost model."""
-    if way == "C":
+    if way in "CD":
         cells = sum(len(pack.cells) for pack in packs)
         return sum(cost_model.step_flops(pack) for pack in packs) / cells
     passes = {"A": 2, "B": 1}[way]
@@ -352,12 +366,13 @@ def step_flops(way: str, packs: Sequence[Pack]) -> float:
 
 
 def peak_memory(way: str, base: SplitModel, pack: Pack, cell: CellPlan) -> int:
-    """Peak bytes of a short training: of C of a pack, else of a cell."""
+    """Peak bytes of a short training: of C and D of a pack, else of a cell."""
     short_pack = Pack(cells=[short(planned) for planned in pack.cells])
     runs = {
         "A": lambda: paper(base, short(cell), {}),
         "B": lambda: peft(base, short(cell), {}),
         "C": lambda: pml(base, short_pack, {}),
+        "D": lambda: pml(base, short_pack, {}),
     }
     weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
     return memory(base.device, runs[way], weights)
@@ -414,7 +429,7 @@ def table(rows: Sequence[Row], options: argparse.Namespace, peak: float) -> list
         peak: FLOPs a second of a large product.
     """
     lines = [conditions(options, peak)]
-    if "B" not in WAYS:
+    if "B" not in options.ways:
         lines += ["", "B is left out: peft or accelerate is missing."]
     lines += ["", f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
 
@@ -454,7 +469,7 @@ def conditions(options: argparse.Namespace, peak: float) -> str:
     )
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(rows: Sequence[Row], ways: str, path: Path) -> None:
     """Time and memory of every way against the length."""
     import matplotlib
 
@@ -462,7 +477,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     canvas, (times, memories) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for way in WAYS:
+    for way in ways:
         colour, marker = STYLES[way]
         of_way = [row for row in rows if row.way == way]
         x = [row.length for row in of_way]
@@ -475,7 +490,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         )
 
         megabytes = [row.memory / 1e6 for row in of_way]
-        unit = "pack" if way == "C" else "one cell"
+        unit = "pack" if way in "CD" else "one cell"
         memories.plot(x, megabytes, marker=marker, color=colour, label=f"{way}, {unit}")
 
     times.set_title(f"Time of a step, {rows[0].model}: bars from the least to the most")

@@ -102,6 +102,10 @@ class Model(Settings):
         help="activation checkpointing in the layers above the adapter",
         special={None: "where a cell does not fit the device without"},
     )
+    compile: bool = setting(
+        False,
+        help="torch.compile for the layers above the adapter: large models on a GPU",
+    )
     revision: str | None = setting(None, help="revision of the hub repository")
     trust_remote_code: bool = setting(False, help="run model code from the hub repository")
 

@@ -27,6 +27,7 @@ The frozen model:
     loading.py       from settings to a SplitModel
     split_model.py   the model split at the adapter layer: cached prefix, trained upper layers
     layer_calls.py   single decoder layers, called, skipped or captured
+    compiled.py      layers through torch.compile
     packed_rows.py   several samples in a row, none of which sees another
     modules.py       decoder layers, norms and linear modules of a transformers model
     verify_split.py  the split pass against the model's own

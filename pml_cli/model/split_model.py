@@ -27,6 +27,7 @@ from pml_cli.config.schema import Adapter, LinearAdapter, MlpBlockAdapter, Model
 from pml_cli.errors import UserError
 from pml_cli.model.adapter_bank import AdapterBank, Site
 from pml_cli.model.chunk_sizes import PREFIX_ROWS
+from pml_cli.model.compiled import compiled
 from pml_cli.model.dims import model_dims
 from pml_cli.model.families import family_of
 from pml_cli.model.faults import one_line
@@ -212,6 +213,7 @@ class SplitModel:
         self._packed_calls: tuple[PackedRows | None, int, Sequence[Call]] = (None, 0, [])
         self._mlp_factors: dict[int, float | None] = {}
         self._first_layers: dict[tuple[str, ...], int] = {}
+        self._adapted_by_sites: dict[tuple[str, ...], frozenset[nn.Module]] = {}
         self._verified: set[tuple[str, ...]] = set()
 
     def _refuse_length_dependent_rope(self, config: Any) -> None:
@@ -557,10 +559,35 @@ class SplitModel:
         saves_inputs_only = checkpointing and torch.is_grad_enabled()
 
         with self._attached(bank):
-            for call in calls:
+            for call in self._compiled(calls, bank):
                 hidden = run_again(call, hidden) if saves_inputs_only else call(hidden)
         normed: Tensor = self.norm(hidden)
         return normed
+
+    def _compiled(self, calls: Sequence[Call], bank: AdapterBank | None) -> Sequence[Call]:
+        """The calls, those of whole layers without an adapter compiled if the settings say so."""
+        if not self.settings.compile:
+            return calls
+
+        adapted = self._adapted(tuple(bank.sites)) if bank else frozenset()
+        chosen: list[Call] = []
+        for call in calls:
+            if isinstance(call, LayerCall) and call.layer not in adapted:
+                chosen.append(compiled(call))
+            else:
+                chosen.append(call)
+        return chosen
+
+    def _adapted(self, sites: tuple[str, ...]) -> frozenset[nn.Module]:
+        """The layers that carry an adapter at any of these sites."""
+        if sites not in self._adapted_by_sites:
+            layers = []
+            for layer in self.layers:
+                prefix = f"{self._name(layer)}."
+                if any(site.startswith(prefix) for site in sites):
+                    layers.append(layer)
+            self._adapted_by_sites[sites] = frozenset(layers)
+        return self._adapted_by_sites[sites]
 
     def _attached(self, bank: AdapterBank | None) -> AbstractContextManager[None]:
         return nullcontext() if bank is None else bank.attached(self.modules)

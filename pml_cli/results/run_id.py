@@ -34,7 +34,7 @@ GROUPS = ("model", "data", "adapter", "loss", "train")
 DISCRIMINATORS = ("source", "kind")
 
 # Settings of the model that change where and how it is computed, not what.
-NOT_SCIENTIFIC = ("device", "stream", "checkpointing", "name")
+NOT_SCIENTIFIC = ("device", "stream", "checkpointing", "compile", "name")
 
 # Settings that result.json has fields of their own for, or that change no number in it.
 HAVE_COLUMNS = {
