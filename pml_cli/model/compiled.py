@@ -51,7 +51,7 @@ def _compiled_layer() -> Callable[..., Tensor]:
 
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, MAX_VARIANTS)
-    options = {"emulate_precision_casts": True}
+    options: dict[str, Any] = {"emulate_precision_casts": True}
     function: Callable[..., Tensor] = torch.compile(_run_layer, dynamic=True, options=options)
     return function
 
