@@ -225,7 +225,7 @@ def pml(base: SplitModel, pack: Pack, losses: Losses) -> float:
     """Way C, for one pack."""
     trained = [Cell(run=cell.run, samples=cell.samples) for cell in pack.cells]
     clock = Clock(base.device, pack.cells[0].steps)
-    Trainer(base, trained, clock).train()
+    Trainer(base, trained, clock, checkpointing=pack.checkpointing).train()
     for planned, cell in zip(pack.cells, trained, strict=True):
         assert cell.final is not None
         losses[planned.id] = float(cell.final.nll.mean())

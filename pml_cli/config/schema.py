@@ -104,7 +104,7 @@ class Model(Settings):
     )
     compile: bool = setting(
         False,
-        help="torch.compile for the layers above the adapter: large models on a GPU",
+        help="torch.compile for the layers above the adapter: pays with large models on a GPU",
     )
     revision: str | None = setting(None, help="revision of the hub repository")
     trust_remote_code: bool = setting(False, help="run model code from the hub repository")

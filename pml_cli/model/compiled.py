@@ -10,6 +10,7 @@ itself rounds them, so that compiled and plain layers differ by the order of sum
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -46,9 +47,11 @@ def compiled(call: LayerCall) -> Callable[[Tensor], Tensor]:
 
 @cache
 def _compiled_layer() -> Callable[..., Tensor]:
-    # Seconds that a process which compiles nothing does not spend.
+    # Takes seconds, which a process that compiles nothing does not spend.
     import torch._dynamo
 
+    # Advice about settings that are pml's, such as TensorFloat-32.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, MAX_VARIANTS)
     options: dict[str, Any] = {"emulate_precision_casts": True}

@@ -334,7 +334,10 @@ FAULTS = {
     "array of texts": (['["a", "b"]'], "entry 1 is a text, not an object with keys"),
     "empty array": (["[]"], "no rows"),
     "nested": (["[" * 100000], "not a JSON array (nested deeper than 100 levels)"),
-    "nested line": (["{" + '"a": {' * 3000], "line 1 is not JSON (nested deeper than 100 levels)"),
+    "nested line": (
+        ['{"a": ' * 3000 + "1" + "}" * 3000],
+        "line 1 is not JSON (nested deeper than 100 levels)",
+    ),
     "key twice": (['{"query": "a", "query": "b", "target": "c"}'], "line 1 is not JSON (the key"),
     "half": (
         [GOOD, line(answer="talk \ud83d")],

@@ -69,7 +69,8 @@ def test_a_family_without_such_sizes_is_refused():
         model_dims(random_model(model_type="encodec"))
     with pytest.raises(UserError, match=r"model\.architecture: prophetnet has an encoder"):
         model_dims(random_model(model_type="prophetnet"))
-    with pytest.raises(UserError, match=r"model\.architecture: Multiple valid text configs"):
+    # In the words of transformers, which differ by its version.
+    with pytest.raises(UserError, match=r"model\.architecture: .*text"):
         model_dims(random_model(model_type="musicgen"))
 
 
