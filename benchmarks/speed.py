@@ -249,6 +249,7 @@ def compare(options: argparse.Namespace) -> list[str]:
             rows += new_rows
             times = ", ".join(f"{row.way} {row.median:.2f} ms" for row in new_rows)
             log(f"{name}, length {length}: {times}")
+            save(rows, peak, options.out)
 
         of_model = [row for row in rows if row.model == name]
         draw(of_model, options.ways, options.out / f"speed-{name}.png")
@@ -259,10 +260,14 @@ def compare(options: argparse.Namespace) -> list[str]:
             notes += ["", note]
             log(note)
 
-    content = {"peak": peak, "rows": [asdict(row) for row in rows]}
-    (options.out / "speed.json").write_text(json.dumps(content, indent=1), "utf-8")
     minutes = (time.perf_counter() - options.start) / 60
     return [*table(rows, options, peak), *notes, "", f"All of it took {minutes:.1f} minutes."]
+
+
+def save(rows: Sequence[Row], peak: float, out: Path) -> None:
+    """Write what was measured so far: the time of a machine may run out."""
+    content = {"peak": peak, "rows": [asdict(row) for row in rows]}
+    (out / "speed.json").write_text(json.dumps(content, indent=1), "utf-8")
 
 
 def log(text: str) -> None:
