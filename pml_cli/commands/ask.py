@@ -180,7 +180,8 @@ def _load(
         weights=read_environment(folder)["base_weights"],
         texts={},
     )
-    base = load_model(dataclasses.replace(finished.model, device=settings.device))
+    model = dataclasses.replace(finished.model, device=settings.device, compile=False)
+    base = load_model(model)
     check_weights(base, [subject])
     return base, load_adapter(base, subject)
 

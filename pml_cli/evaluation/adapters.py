@@ -25,18 +25,18 @@ def loaded_models(
 
     Args:
         runs: of any models.
-        device: `model.device` of all of them.
+        device: `model.device` of all of them. Nothing is compiled: readers run few passes.
 
     Raises:
         UserError: a model cannot be loaded, or has other weights than it had.
     """
     by_model: dict[str, list[EvalRun]] = {}
     for run in runs:
-        model = dataclasses.replace(run.run.model, device=device)
+        model = dataclasses.replace(run.run.model, device=device, compile=False)
         by_model.setdefault(repr(model), []).append(run)
 
     for group in by_model.values():
-        base = load_model(dataclasses.replace(group[0].run.model, device=device))
+        base = load_model(dataclasses.replace(group[0].run.model, device=device, compile=False))
         check_weights(base, group)
         yield base, group
 

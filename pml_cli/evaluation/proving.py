@@ -123,7 +123,7 @@ class Prover:
             weights=read_environment(self.folder)["base_weights"],
             texts={},
         )
-        base = load_model(dataclasses.replace(self.run.model, device=device))
+        base = load_model(dataclasses.replace(self.run.model, device=device, compile=False))
         check_weights(base, [subject])
         return base, load_adapter(base, subject)
 

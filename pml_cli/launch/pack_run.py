@@ -161,8 +161,11 @@ class PackRun(TrainingObserver):
         # The steps before a checkpoint were timed on another machine, perhaps.
         if self.attempt.state is not None:
             return
-
+        # The rates are those of plain layers, without the time of compiling.
         model = pack.cells[0].run.model
+        if model.compile:
+            return
+
         device = torch_device_label(self.base.device)
         seconds = time.perf_counter() - self._started
         Throughput().record(device, model.dtype, model.name, pack, seconds)

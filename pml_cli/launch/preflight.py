@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pml_cli.errors import UserError, raise_all
 from pml_cli.launch.pack import Pack
+from pml_cli.model.compiled import check_compiler
 from pml_cli.model.device import pick_device
 from pml_cli.model.loading import check_weights, load_model
 from pml_cli.model.split_model import SplitModel
@@ -33,7 +34,9 @@ def check_models(packs: Sequence[Pack], *, on_this_machine: bool) -> None:
     for run in distinct.values():
         try:
             if on_this_machine:
-                pick_device(run.model.device)
+                device = pick_device(run.model.device)
+                if run.model.compile:
+                    check_compiler(device)
             check_weights(run.model)
 
             key = repr(run.model)

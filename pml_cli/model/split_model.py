@@ -691,6 +691,8 @@ class SplitModel:
             matches = any(split_matches_full(self, bank, seed) for seed in VERIFICATION_SEEDS)
         if not matches:
             reason = "its split forward pass differs from the full one"
+            if self.settings.compile:
+                reason = f"{reason}; model.compile=false may help"
             raise UserError(f"{option}: {unsupported}: {reason}")
         self._verified.add(key)
 

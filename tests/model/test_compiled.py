@@ -6,10 +6,13 @@ import shutil
 import pytest
 import torch
 from support.marks import slow
+from support.models import local
 
 from pml_cli.config.schema import LinearAdapter, Model, Run, Train
 from pml_cli.data.source import Sample
+from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
+from pml_cli.model import compiled
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.layer_calls import LayerCall
 from pml_cli.model.loading import load_model
@@ -54,7 +57,7 @@ def test_it_does_not_change_the_id():
     assert run_id(dataclasses.replace(plain, model=Model(compile=True))) == run_id(plain)
 
 
-def trained(model, *, facts):
+def trained(model, *, facts=False, checkpointing=False):
     """Cells of some ranks after a few steps: one text each, or short facts in packed rows."""
     train = Train(steps=3, log_every=3, decode=False, lr=3e-2)
     samples = [Sample(prompt=(5, 6), target=tuple(range(9 + i, 14 + i))) for i in range(8)]
@@ -63,8 +66,67 @@ def trained(model, *, facts):
         run = Run(rank=rank, seqlen=12 + rank, model=model, train=train)
         (planned,) = check([run])
         cells.append(Cell(run=run, samples=samples if facts else planned.samples))
-    Trainer(load_model(model), cells).train()
+    Trainer(load_model(model), cells, checkpointing=checkpointing).train()
     return cells
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """What torch.compile would compile; the layers run as they are."""
+    recorded = []
+
+    def backend(graph, _inputs):
+        recorded.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    function = torch.compile(compiled._run_layer, dynamic=True, backend=backend)
+    monkeypatch.setattr(compiled, "_compiled_layer", lambda: function)
+    yield recorded
+    torch._dynamo.reset()
+
+
+def assert_same_bits(cells, expected):
+    for cell, other in zip(cells, expected, strict=True):
+        for matrix, of_other in zip(
+            cell.adapter.parameters(), other.adapter.parameters(), strict=True
+        ):
+            assert torch.equal(matrix, of_other)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_all_layers_share_their_graphs(model_folder, graphs, stream, checkpointing):
+    """With and without gradients; hooks and checkpoints, which run a layer again, do not matter.
+
+    One more for the first tokens of all, 8, which heads of 8 have taken for their size.
+    """
+    model = dataclasses.replace(local(model_folder("llama")), layer=0, stream=stream)
+    plain = trained(model, checkpointing=checkpointing)
+    assert not graphs
+    with_compiler = trained(dataclasses.replace(model, compile=True), checkpointing=checkpointing)
+    assert len(graphs) == 3
+    assert_same_bits(with_compiler, plain)
+
+
+def test_what_cannot_be_compiled_is_one_line(monkeypatch):
+    def broken(_graph, _inputs):
+        raise RuntimeError("no such instruction")
+
+    torch._dynamo.reset()
+    function = torch.compile(compiled._run_layer, dynamic=True, backend=broken)
+    monkeypatch.setattr(compiled, "_compiled_layer", lambda: function)
+    with pytest.raises(UserError, match=r"model\.compile=true: torch.compile fails .*instruction"):
+        trained(Model(device="cpu", compile=True))
+    torch._dynamo.reset()
+
+
+def test_a_machine_without_a_compiler_is_refused_before_anything_is_written(quick, monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    refused = quick("sweep", "rank=1", "seqlen=8", "model.compile=true", "model.device=cpu")
+    assert refused.returncode == 2
+    expected = "error: model.compile=true: needs a compiler, and there is no /nowhere/c++\n"
+    assert refused.stderr == expected
 
 
 @slow
@@ -76,8 +138,8 @@ def test_compiled_layers_give_what_the_layers_give(dtype):
     compiled_model = dataclasses.replace(model, compile=True)
     for facts in (False, True):
         plain = trained(model, facts=facts)
-        compiled = trained(compiled_model, facts=facts)
-        for cell, expected in zip(compiled, plain, strict=True):
+        with_compiler = trained(compiled_model, facts=facts)
+        for cell, expected in zip(with_compiler, plain, strict=True):
             assert cell.failure is None
             difference = abs(cell.final.nll - expected.final.nll).max()
             assert difference <= (1e-4 if dtype == "float32" else 0.05)
