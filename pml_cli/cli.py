@@ -1006,17 +1006,26 @@ def _run(args: list[str] | None) -> int:
         if path is None:
             raise
         return _refused([f"{shortened(path)}: {error.strerror}"])
-    except (MemoryError, ImportError) as error:
-        # "failed to map segment" is how the dynamic loader reports that memory ran out.
-        if isinstance(error, ImportError) and "map segment" not in str(error):
-            raise
-        return _refused([f"out of memory ({first_line(error)})"])
     except Exception as error:
+        if _is_out_of_memory(error):
+            return _refused([f"out of memory ({first_line(error)})"])
         # Typer's own complaints (unknown option or command) share no public class.
         if not hasattr(error, "format_message"):
             raise
         return _refused(error.format_message().splitlines())
     return code if isinstance(code, int) else 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether the memory of this machine or of a GPU has run out."""
+    if isinstance(error, ImportError):
+        # "failed to map segment" is how the dynamic loader says so.
+        return "map segment" in str(error)
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from pml_cli.model.device import out_of_memory
+
+    return out_of_memory(error)
 
 
 def _check_present_folder() -> None:

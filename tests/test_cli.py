@@ -7,6 +7,7 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from pml_cli import cli
@@ -237,7 +238,13 @@ def test_only_compose_imports_hydra():
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), ImportError("libtorch_cpu.so: failed to map segment from shared object")],
+    [
+        MemoryError(),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    ],
+    ids=lambda error: type(error).__name__,
 )
 def test_out_of_memory_is_one_line(out, monkeypatch, capsys, error):
     def run(*_arguments, **_options):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from safetensors import SafetensorError
@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from pml_cli.errors import UserError
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.model.device import free_memory
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
 
@@ -18,14 +19,15 @@ LoadedRuns: TypeAlias = list[tuple[EvalRun, AdapterBank]]
 """Runs, each with its adapter, a bank of one; all on the same modules."""
 
 
-def loaded_models(
-    runs: Sequence[EvalRun], device: str
-) -> Iterator[tuple[SplitModel, list[EvalRun]]]:
-    """Each model once, with the runs that were trained on it.
+def for_each_model(
+    runs: Sequence[EvalRun], device: str, measure: Callable[[SplitModel, list[EvalRun]], None]
+) -> None:
+    """Load each model once, and measure the runs that were trained on it.
 
     Args:
         runs: of any models.
         device: `model.device` of all of them. Nothing is compiled: readers run few passes.
+        measure: called with each model and its runs; keeps neither the model nor its tensors.
 
     Raises:
         UserError: a model cannot be loaded, or has other weights than it had.
@@ -38,7 +40,10 @@ def loaded_models(
     for group in by_model.values():
         base = load_model(dataclasses.replace(group[0].run.model, device=device, compile=False))
         check_weights(base, group)
-        yield base, group
+        measure(base, group)
+        # Not beside the next one.
+        del base
+        free_memory()
 
 
 def check_weights(base: SplitModel, runs: Sequence[EvalRun]) -> None:

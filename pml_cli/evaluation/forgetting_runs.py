@@ -200,11 +200,11 @@ def measure(
             fit.
     """
     # Imported here: torch takes seconds, and a repeated report measures nothing.
-    from pml_cli.evaluation.adapters import adapters_by_sites, loaded_models
+    from pml_cli.evaluation.adapters import adapters_by_sites, for_each_model
     from pml_cli.evaluation.forgetting import Readings
     from pml_cli.model.adapter_bank import stack
 
-    for base, group in loaded_models(runs, device):
+    def measure_group(base: SplitModel, group: Sequence[EvalRun]) -> None:
         texts = {run.id: _with_own_text(base, run.texts) for run in group}
         for loaded in adapters_by_sites(base, group):
             readings = Readings(base)
@@ -215,6 +215,8 @@ def measure(
                 chunk_runs = [run for run, _ in chunk]
                 entries = map(entry_of, by_run)
                 on_measured(list(zip(chunk_runs, entries, strict=True)))
+
+    for_each_model(runs, device, measure_group)
 
 
 def _with_own_text(base: SplitModel, texts: Texts) -> Texts:

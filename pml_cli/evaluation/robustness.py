@@ -15,7 +15,7 @@ import torch
 from pml_cli.config.reports import Lasting
 from pml_cli.data.source import Sample
 from pml_cli.evaluation import beyond_greedy, forgetting
-from pml_cli.evaluation.adapters import LoadedRuns, adapters_by_sites, loaded_models
+from pml_cli.evaluation.adapters import LoadedRuns, adapters_by_sites, for_each_model
 from pml_cli.evaluation.conditions import (
     BF16,
     BY_NAME,
@@ -84,7 +84,8 @@ def measure(
         UserError: a model cannot be loaded, has other weights than it had, or an adapter does not
             fit.
     """
-    for base, group in loaded_models(runs, settings.device):
+
+    def measure_group(base: SplitModel, group: Sequence[EvalRun]) -> None:
         base_bf16 = base
         if base.dtype != torch.bfloat16:
             base_bf16 = load_model(dataclasses.replace(base.settings, dtype="bfloat16"))
@@ -93,6 +94,8 @@ def measure(
             results = _measure_chunk(base, base_bf16, chunk, settings.decode, on_stage)
             chunk_runs = [run for run, _ in chunk]
             on_measured(list(zip(chunk_runs, results, strict=True)))
+
+    for_each_model(runs, settings.device, measure_group)
 
 
 def _chunks(base: SplitModel, runs: Sequence[EvalRun]) -> Iterator[LoadedRuns]:

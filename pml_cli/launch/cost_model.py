@@ -508,10 +508,12 @@ class PackWork:
             by_layer[layer] = saved
 
         if not self.is_block:
+            # Dropout keeps its mask beside its input.
+            kept = 2 if self.run.adapter.dropout else 1
             for site in self.sites:
                 # A layer that the model lacks is refused later.
                 if site.layer in by_layer:
-                    by_layer[site.layer] += site.matrix.inputs * self.float32_bytes
+                    by_layer[site.layer] += kept * site.matrix.inputs * self.float32_bytes
         return by_layer
 
     def _saved_by_attention(self) -> float:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from pml_cli.config.schema import Run
-from pml_cli.model.device import device_kind, device_memory, nvidia_smi
+from pml_cli.model.device import (
+    allowed_gpus,
+    device_kind,
+    device_memory,
+    gpu_files,
+    nvidia_smi,
+)
 
 # Share of a device's memory that packs may fill: the cost model counts tensors alone.
 MEMORY_SHARE = 0.8
@@ -49,14 +54,14 @@ def memory_per_worker(kind: str, visible_devices: Sequence[str | None]) -> int |
 
 def visible_gpus() -> list[str]:
     """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
+    allowed = allowed_gpus()
+    if allowed is not None:
+        return allowed
 
     count = sum(line.startswith("GPU ") for line in nvidia_smi("-L"))
     if not count:
         # In a container nvidia-smi may be missing.
-        count = len(list(Path("/dev").glob("nvidia[0-9]*")))
+        count = len(gpu_files())
     return [str(index) for index in range(count)]
 
 

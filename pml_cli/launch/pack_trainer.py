@@ -289,8 +289,19 @@ class PackTrainer:
     def _usable_base(self, pack: list[CellPlan]) -> SplitModel:
         # A missing device is not the cells' fault, so it is checked outside of the block below.
         self._device = pick_device(pack[0].run.model.device)
-        with model_faults():
-            return self.base_for(Pack(cells=pack))
+        try:
+            with model_faults():
+                return self.base_for(Pack(cells=pack))
+        except (UnusableModelError, UserError, OSError):
+            raise
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            # Fewer cells would need as much, and another worker may have the room.
+            reason = f"no room for its weights on {self._device} ({first_line(error)})"
+            remedy = "model.stream=true, model.dtype=bfloat16 or fewer workers take less"
+            name = pack[0].run.model.name
+            raise UserError(f"model={name}: {reason}; {remedy}") from error
 
     def base_for(self, pack: Pack) -> SplitModel:
         """The pack's base model, loaded once.

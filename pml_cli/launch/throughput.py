@@ -20,7 +20,7 @@ from pml_cli.io import cache_folder, write_json
 from pml_cli.launch.cost_model import training_flops
 from pml_cli.launch.devices import openmp_threads
 from pml_cli.launch.pack import Pack
-from pml_cli.model.device import device_kind, nvidia_smi
+from pml_cli.model.device import device_kind, query_gpus
 from pml_cli.stats import Array
 from pml_cli.validation import read_json
 
@@ -103,7 +103,7 @@ def device_label(kind: str, threads: int) -> str | None:
     if kind == "cpu":
         return _cpu_label(threads)
 
-    names = nvidia_smi("--query-gpu=name", "--format=csv,noheader")
+    names = query_gpus("name")
     return names[0].strip() if names else None
 
 

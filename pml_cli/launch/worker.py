@@ -98,7 +98,11 @@ def train_packs(
         checkpoint_seconds=checkpoint_seconds,
         fail_fast=fail_fast,
     )
-    run_until_empty(queue, trainer, observer, wait=wait)
+    try:
+        run_until_empty(queue, trainer, observer, wait=wait)
+    finally:
+        # What comes after in this process, or other processes on this GPU, may need the memory.
+        trainer.release_base()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,8 +6,10 @@ Only the functions that return or inspect objects of torch import it.
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import subprocess
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 # Memory limit of the control group (container) that this process runs in.
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
+# Where the system shows its GPUs.
+DEVICE_FILES = Path("/dev")
+
 
 def device_kind(device: str, has_gpu: bool | None = None) -> str:
     """ "cuda" or "cpu", guessed without torch.
@@ -33,13 +38,34 @@ def device_kind(device: str, has_gpu: bool | None = None) -> str:
     if device != "auto":
         return "cuda" if device.startswith("cuda") else "cpu"
 
-    if has_gpu is None:
-        has_gpu = Path("/dev/nvidia0").exists()
-    return "cuda" if has_gpu else "cpu"
+    return "cuda" if (_has_gpu() if has_gpu is None else has_gpu) else "cpu"
+
+
+def _has_gpu() -> bool:
+    if allowed_gpus() == []:
+        return False
+    # A container may be given any of them; under WSL there is one file for all.
+    return bool(gpu_files()) or (DEVICE_FILES / "dxg").exists()
+
+
+def gpu_files() -> list[Path]:
+    """A file for each GPU that the system shows."""
+    return sorted(DEVICE_FILES.glob("nvidia[0-9]*"))
+
+
+def allowed_gpus() -> list[str] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES names; None: all of this machine."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return None
+    return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
 
 
 def device_memory(kind: str) -> int | None:
-    """Bytes of memory of this machine ("cpu") or of its smallest GPU ("cuda"); None: unknown."""
+    """Bytes of memory of this machine ("cpu") or of the smallest GPU that may be used ("cuda").
+
+    None: unknown.
+    """
     return _machine_memory() if kind == "cpu" else _smallest_gpu_memory()
 
 
@@ -54,7 +80,7 @@ def _machine_memory() -> int:
 
 
 def _smallest_gpu_memory() -> int | None:
-    lines = nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    lines = query_gpus("memory.total")
     try:
         return min(int(line) for line in lines) * 2**20
     # No GPU is listed, or one says "[N/A]".
@@ -62,13 +88,22 @@ def _smallest_gpu_memory() -> int | None:
         return None
 
 
+def query_gpus(field: str) -> list[str]:
+    """A field of each GPU that may be used, as nvidia-smi prints it; [] if it cannot be asked."""
+    allowed = allowed_gpus()
+    chosen = ["-i", ",".join(name.strip() for name in allowed)] if allowed else []
+    return nvidia_smi(*chosen, f"--query-gpu={field}", "--format=csv,noheader,nounits")
+
+
 def nvidia_smi(*arguments: str) -> list[str]:
     """Non-empty lines that nvidia-smi prints; [] if there is no such program or it fails."""
     program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
+    return [] if program is None else _lines_of(program, *arguments)
 
-    command = [program, *arguments]
+
+# It takes seconds where the driver is loaded for it, and its answer does not change.
+@lru_cache(maxsize=8)
+def _lines_of(*command: str) -> list[str]:
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):

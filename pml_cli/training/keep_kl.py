@@ -69,10 +69,12 @@ class KlPenalty:
             part = list(cells[start : start + at_once])
             rows_Kb = rows_Cb[start : start + at_once]
             part_bank = bank.select(part).requires_grad_()
-            reading, part_grads = self._gradient(part_bank, weight_K[part], rows_Kb)
+            # Once on the device: each use of a list would copy it there and wait.
+            index = torch.tensor(part, device=rows_Cb.device)
+            reading, part_grads = self._gradient(part_bank, weight_K[index], rows_Kb)
             readings.append(reading)
             for grad, part_grad in zip(grads, part_grads, strict=True):
-                grad[part] += part_grad
+                grad[index] += part_grad
         return Reading(*(torch.cat(values) for values in zip(*readings, strict=True)))
 
     def _gradient(

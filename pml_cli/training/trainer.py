@@ -253,11 +253,12 @@ class PackState:
         if self.dropout and dropout_states is not None:
             self.dropout.resume(dropout_states, state.step)
 
-        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        # One by one: all of them together with those that they replace may not fit.
         for name in self.bank.sites:
-            self.bank.A[name] = tensors[f"A.{name}"]
-            self.bank.B[name] = tensors[f"B.{name}"]
+            self.bank.A[name] = tensors.pop(f"A.{name}").to(device)
+            self.bank.B[name] = tensors.pop(f"B.{name}").to(device)
 
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         self.optimizer.restore(tensors, state.step)
 
         by_group: dict[str, dict[str, Tensor]] = {"loss": {}, "keep": {}}
@@ -527,7 +528,7 @@ class Trainer:
 
         # One backward pass for all cells: the loss of a cell depends on its own adapter alone.
         parameters = pack.bank.parameters()
-        grads = self._gradients(weighted.loss, layout, parameters)
+        grads = self._gradients(weighted.loss, weighted.weight.sum(1), parameters)
         pack.penalty.add_gradient(pack.bank, grads, step, self.steps)
 
         norm_K = clip_grad_norm_(grads, pack.clip_K)
@@ -536,15 +537,22 @@ class Trainer:
         pack.curve.append(curve_values(tokens, weighted, norm_K, lr_K))
 
     def _gradients(
-        self, loss_K: Tensor, layout: Layout, parameters: Sequence[Tensor]
+        self, loss_K: Tensor, weight_K: Tensor, parameters: Sequence[Tensor]
     ) -> Sequence[Tensor]:
-        """The gradient of the loss of every cell, by parameter, (K, ...) each."""
+        """The gradient of the loss of every cell, by parameter, (K, ...) each.
+
+        Args:
+            loss_K: weighted means over the tokens of each cell.
+            weight_K: the sum of their weights.
+            parameters: of the bank.
+        """
         if self.base.dtype != torch.float16:
             return torch.autograd.grad(loss_K.sum(), parameters)
 
         # A mean over thousands of tokens leaves each a gradient below what float16 holds. A power
-        # of two about their number changes no digit of the others.
-        scale_K = (2.0 ** layout.mask_KS.sum(1).log2().ceil()).to(loss_K.dtype)
+        # of two about their number changes no digit. Tokens that a gate leaves out do not count:
+        # with them the gradients of the few others would overflow.
+        scale_K = (2.0 ** weight_K.detach().clamp(min=1).log2().ceil()).to(loss_K.dtype)
         grads = torch.autograd.grad((scale_K * loss_K).sum(), parameters)
         return [grad / scale_K.view(-1, *[1] * (grad.dim() - 1)) for grad in grads]
 

@@ -10,6 +10,7 @@ from pml_cli.launch.executors.inline import InlineLaunch
 from pml_cli.launch.executors.local import LocalLaunch
 from pml_cli.launch.executors.slurm import SlurmLaunch
 from pml_cli.launch.packing import check, make_packs, packing_for
+from pml_cli.model import device
 from pml_cli.model.device import device_memory
 
 CPU = Model(device="cpu")
@@ -88,6 +89,40 @@ def test_the_memory_of_a_gpu_is_shared_by_its_workers(monkeypatch):
 def test_memory_of_the_smallest_gpu(tmp_path, monkeypatch, script, expected):
     install_nvidia_smi(tmp_path, script, monkeypatch)
     assert device_memory("cuda") == expected
+
+
+def test_only_the_gpus_that_may_be_used_are_asked(tmp_path, monkeypatch):
+    """A small card that drives the screen does not decide what the others hold."""
+    script = 'case "$*" in *"-i 1,2"*) echo 81559; echo 81559;; *) echo 4096; echo 81559;; esac'
+    install_nvidia_smi(tmp_path, script, monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, 2")
+    assert device_memory("cuda") == 81559 * 2**20
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert device_memory("cuda") == 4096 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("files", "visible", "kind"),
+    [
+        (["nvidia0"], None, "cuda"),
+        # A container that was given the fourth GPU; WSL.
+        (["nvidia3", "nvidiactl"], None, "cuda"),
+        (["dxg"], None, "cuda"),
+        (["nvidiactl"], None, "cpu"),
+        (["nvidia0"], "", "cpu"),
+        (["nvidia0"], "-1", "cpu"),
+        (["nvidia0", "nvidia1"], "1", "cuda"),
+    ],
+)
+def test_whether_there_is_a_gpu(tmp_path, monkeypatch, files, visible, kind):
+    for name in files:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(device, "DEVICE_FILES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert device.device_kind("auto") == kind
+    assert device.device_kind("cpu") == "cpu"
 
 
 def test_memory_of_this_machine(tmp_path, monkeypatch):

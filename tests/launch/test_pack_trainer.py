@@ -114,6 +114,25 @@ def test_a_single_cell_that_is_too_large_fails_with_its_reason(workplace, monkey
     assert RunFolder(first.out, cells[0].id).failure() == reason
 
 
+def test_weights_that_find_no_room_are_no_fault_of_the_cells(workplace, monkeypatch):
+    """Not loaded again for ever fewer cells; all of them stay for a worker with more room."""
+    loads = []
+
+    def load(settings):
+        loads.append(settings)
+        raise OUT_OF_MEMORY[0]
+
+    monkeypatch.setattr(pack_trainer, "load_model", load)
+    cells = planned()
+    with workplace() as first:
+        first.trainer.release_base()
+        with pytest.raises(UserError, match=r"model=tiny: no room for its weights on cpu .*CUDA"):
+            first.train(cells)
+        assert first.reported == {}
+    assert first.locks() == set()
+    assert len(loads) == 1
+
+
 # -- a fault of one cell
 
 

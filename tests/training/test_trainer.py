@@ -504,13 +504,33 @@ def test_small_gradients_survive_float16(model_folder):
         layout, scores = trainer._forward()
         loss_K = scores_loss(trainer, layout, scores)
         # As of tokens with p near 1.
-        grads[name] = trainer._gradients(1e-3 * loss_K, layout, trainer.pack.bank.parameters())
+        grads[name] = trainer._gradients(
+            1e-3 * loss_K, layout.mask_KS.sum(1), trainer.pack.bank.parameters()
+        )
 
     for coarse, fine in zip(grads["float16"], grads["float32"], strict=True):
         for k in range(2):
             size = fine[k].norm()
             if size > 0:
                 assert (coarse[k] - fine[k]).norm() < 0.05 * size
+
+
+def test_the_gradient_of_few_active_tokens_does_not_overflow_float16(model_folder):
+    """Of 200 tokens a gate leaves one: its share of the mean is all of it."""
+    grads = {}
+    for dtype in ("float16", "float32"):
+        base = load_model(local(model_folder("llama"), dtype=dtype))
+        trainer = Trainer(base, [make_cell(base, 2, 200, loss=SftLoss())])
+        layout, scores = trainer._forward()
+        tokens = tokens_by_cell(layout, scores)
+        # As large as a loss of random weights in a deep model may make it.
+        loss_K = 300 * tokens.nll[:, 0]
+        weight_K = torch.ones_like(loss_K)
+        grads[dtype] = trainer._gradients(loss_K, weight_K, trainer.pack.bank.parameters())
+
+    for coarse, fine in zip(grads["float16"], grads["float32"], strict=True):
+        assert torch.isfinite(coarse).all()
+        assert (coarse - fine).norm() <= 0.05 * fine.norm()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lbfgs", "muon"])

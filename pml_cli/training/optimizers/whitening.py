@@ -51,7 +51,9 @@ class Whitening:
         for i, k in enumerate(cells.tolist()):
             by_key.setdefault(self._keys[k], []).append(i)
 
-        for key, rows in by_key.items():
+        for key, cells_of_key in by_key.items():
+            # Once on the device: each use of a list would copy it there and wait.
+            rows = torch.tensor(cells_of_key, device=vectors.device)
             first = 0
             for name, shape in self._shapes.items():
                 size = shape.numel()
