@@ -1,10 +1,11 @@
-"""Does every command of pml run on this device? With the embedded model, a few seconds each.
+"""Does every command that computes run on this device? With the embedded model, seconds each.
 
     python benchmarks/device_commands.py                    on the GPU, if there is one
     python benchmarks/device_commands.py --device cpu --at-once 2
 
-Trainings first, with every optimiser, dtype, kind of adapter and source of data; then what reads
-their folders. A line for each command; its output is in --out. Exit code 1 if one has failed.
+Trainings first, with every optimiser, dtype, kind of adapter and source of data that needs no
+download; then what reads their folders. A line for each command; its output is in --out. Exit code
+1 if one has failed.
 What they compute is compared by device_check.py. Needs all that pml needs.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -42,6 +44,9 @@ TRAININGS = {
     " train.curriculum=[5,10] train.epochs=15",
     "text": "sweep rank=2 seqlen=16 data=text data.path=notes.txt train.steps=60",
     "rule": "sweep rank=2 seqlen=32 data=rule train.steps=60",
+    "phonebook": "sweep rank=2 seqlen=60 data=phonebook train.steps=60",
+    "mixed": "sweep rank=2 seqlen=32 data=mixed train.steps=60",
+    "probe": "probe rank=2 seqlen=32 train.steps=60",
     "bfloat16": "sweep rank=2,4 seqlen=32 model.dtype=bfloat16 train.steps=100",
     "float16": "sweep rank=2,4 seqlen=32 model.dtype=float16 train.steps=100",
     "float64": "sweep rank=2 seqlen=32 model.dtype=float64 train.steps=100",
@@ -61,11 +66,13 @@ READERS = {
     "lasting": "lasting memft",
     "forgetting": "forgetting memft",
     "report": "report .",
-    "predict": "predict plain seqlen=20",
-    "ask": "ask memorize Which-pump-serves-hall-2?",
+    "ask": "ask memorize 'Which pump serves hall 2?'",
     "measure": "measure memorize facts.jsonl",
     "status": "status local",
 }
+
+# What reads what a reader has written.
+LATER = {"predict": "predict plain seqlen=20"}
 
 # What the setting is called by those of the readers that compute with the model.
 DEVICE_OF_READERS = {
@@ -102,7 +109,8 @@ def main() -> None:
     (options.out / "notes.txt").write_text(NOTES, "utf-8")
 
     failed = 0
-    for commands in (on_device(TRAININGS, options.device), on_device(READERS, options.device)):
+    for stage in (TRAININGS, READERS, LATER):
+        commands = on_device(stage, options.device)
         with ThreadPoolExecutor(options.at_once) as pool:
             run_here = partial(run, folder=options.out)
             for done in pool.map(run_here, commands, commands.values()):
@@ -112,7 +120,7 @@ def main() -> None:
                     print(f"    {done.last_line}", flush=True)
 
     device = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
-    count = len(TRAININGS) + len(READERS)
+    count = len(TRAININGS) + len(READERS) + len(LATER)
     print(f"{count - failed} of {count} commands ran on {device}, torch {torch.__version__}")
     sys.exit(int(failed > 0))
 
@@ -145,11 +153,10 @@ def on_device(commands: Mapping[str, str], device: str) -> dict[str, str]:
 
 def run(name: str, line: str, *, folder: Path) -> Done:
     """Run one command in a folder; its output goes to NAME.log."""
-    words = [word.replace("-", " ") if word.endswith("?") else word for word in line.split()]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     start = time.perf_counter()
     ended = subprocess.run(
-        [sys.executable, "-m", "pml_cli", *words],
+        [sys.executable, "-m", "pml_cli", *shlex.split(line)],
         cwd=folder,
         env=environment,
         check=False,

@@ -1,6 +1,6 @@
 """Three ways to train a cell, timed.
 
-A: the paper's loop. B: PEFT with transformers' Trainer. C: pml.
+A: the paper's loop. B: PEFT with transformers' Trainer. C: pml; D is C on compiled layers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Losses = dict[str, float]
 
 
 def agree(losses: dict[str, Losses], tolerance: float) -> None:
-    """Assert that all ways end with the same loss.
+    """Assert that all ways end with the same loss as A.
 
     Args:
         losses: by way.
@@ -63,7 +63,7 @@ def agree(losses: dict[str, Losses], tolerance: float) -> None:
             assert abs(other - loss) <= tolerance * loss, message
 
 
-# Each of the three returns the seconds of its timed steps, and records the final loss of its cells.
+# Each of them returns the seconds of its timed steps, and records the final loss of its cells.
 
 
 def paper(
@@ -222,7 +222,7 @@ def _padded(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def pml(base: SplitModel, pack: Pack, losses: Losses) -> float:
-    """Way C, for one pack."""
+    """Way C, or D on a model with `compile`, for one pack."""
     trained = [Cell(run=cell.run, samples=cell.samples) for cell in pack.cells]
     clock = Clock(base.device, pack.cells[0].steps)
     Trainer(base, trained, clock, checkpointing=pack.checkpointing).train()
