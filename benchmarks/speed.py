@@ -498,7 +498,10 @@ def draw(rows: Sequence[Row], ways: str, path: Path) -> None:
         unit = "pack" if way in "CD" else "one cell"
         memories.plot(x, megabytes, marker=marker, color=colour, label=f"{way}, {unit}")
 
-    times.set_title(f"Time of a step, {rows[0].model}: bars from the least to the most")
+    title = f"Time of a step, {rows[0].model}"
+    if any(len(row.ms) > 1 for row in rows):
+        title = f"{title}: bars from the least to the most"
+    times.set_title(title)
     memories.set_title("Peak memory, weights included")
     for axes, label in ((times, "ms per step and cell"), (memories, "MB")):
         axes.set(xscale="log", yscale="log", xlabel="length, tokens", ylabel=label)
