@@ -297,7 +297,7 @@ def _decode_batch(base: SplitModel, bank: AdapterBank, items: Sequence[_Item]) -
     # What the model reads next, and the item of each of its rows, as an index into `items`.
     input_ids = torch.tensor(prefixes, device=base.device)
     rows = list(range(len(items)))
-    adapters = bank.select([item.cell for item in items])
+    adapters = _adapters_of(bank, [item.cell for item in items])
     cache = base.new_cache()
     while True:
         hidden = base.full(input_ids, adapters, cache).last_hidden_state[:, -1]
@@ -325,4 +325,9 @@ def _decode_batch(base: SplitModel, bank: AdapterBank, items: Sequence[_Item]) -
                 cache.batch_select_indices(index)
             input_ids = input_ids[index]
             rows = [rows[position] for position in unfinished]
-            adapters = bank.select([items[row].cell for row in rows])
+            adapters = _adapters_of(bank, [items[row].cell for row in rows])
+
+
+def _adapters_of(bank: AdapterBank, cells: Sequence[int]) -> AdapterBank:
+    """The adapters of some rows: one that all share where they are of one cell, else one each."""
+    return bank.select(cells[:1] if len(set(cells)) == 1 else cells)
