@@ -21,7 +21,7 @@ from pml_cli.model.split_model import SplitModel
 from pml_cli.training.energy import EnergyPenalty
 from pml_cli.training.keep_harm import HarmLimit, initial_weight, settle
 from pml_cli.training.keep_kl import KlPenalty
-from pml_cli.training.keep_text import WindowOrder, keep_text
+from pml_cli.training.keep_text import WindowOrder, forget_keep_text, keep_text
 from pml_cli.training.limits import KL_WINDOWS, MEASURE_EVERY, MEASURED_WINDOWS
 
 
@@ -56,6 +56,8 @@ class KeepPenalty:
         # Of the adapters as they are, by cell.
         self._harms: dict[int, float] = {}
         if not self._cells(kept=True):
+            # That of a pack before is not in the price of this one.
+            forget_keep_text(base)
             return
 
         windows = [generic_windows(run) for run in runs]

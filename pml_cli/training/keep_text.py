@@ -167,6 +167,11 @@ def keep_text(base: SplitModel, bank: AdapterBank, windows: Sequence[Windows]) -
     return text
 
 
+def forget_keep_text(base: SplitModel) -> None:
+    """Free the text of the latest pack on a base."""
+    _latest.pop(base, None)
+
+
 class WindowOrder:
     """The windows of one cell, again and again, in the cell's own order.
 

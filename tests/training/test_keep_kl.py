@@ -15,7 +15,7 @@ from pml_cli.data.python_docs import held_out_text
 from pml_cli.data.source import Sample
 from pml_cli.evaluation import forgetting
 from pml_cli.model.loading import load_model
-from pml_cli.training import keep_kl
+from pml_cli.training import keep_kl, keep_text
 from pml_cli.training.keep import KeepPenalty
 from pml_cli.training.keep_kl import KlPenalty
 from pml_cli.training.keep_text import KeepText
@@ -178,3 +178,12 @@ def test_a_streamed_model_is_held_down_alike(tiny_base, text, adapter, by):
     resident, streamed = cells
     assert_same_outcome(streamed, resident, 1e-5)
     assert streamed.keep_harm == pytest.approx(resident.keep_harm, abs=1e-5)
+
+
+def test_a_pack_that_keeps_nothing_frees_the_text_of_the_one_before(float64_base, text):
+    """Its price does not count it, and on a GPU it may be gigabytes."""
+    keeping = run_of(float64_base, text, SftLoss(keep=1.0, keep_by="kl"))
+    train_packed(float64_base, [cell_of(keeping)])
+    assert float64_base in keep_text._latest
+    train_packed(float64_base, [cell_of(dataclasses.replace(keeping, loss=SftLoss()))])
+    assert float64_base not in keep_text._latest
