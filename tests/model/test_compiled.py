@@ -94,8 +94,10 @@ def assert_same_bits(cells, expected):
             assert torch.equal(matrix, of_other)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("stream", "checkpointing"),
+    [(True, True), slow(False, False), slow(True, False), slow(False, True)],
+)
 def test_all_layers_share_their_graphs(model_folder, graphs, stream, checkpointing):
     """With and without gradients; hooks and checkpoints, which run a layer again, do not matter.
 
@@ -109,6 +111,7 @@ def test_all_layers_share_their_graphs(model_folder, graphs, stream, checkpointi
     assert_same_bits(with_compiler, plain)
 
 
+@slow
 def test_what_cannot_be_compiled_is_one_line(monkeypatch):
     def broken(_graph, _inputs):
         raise RuntimeError("no such instruction")
