@@ -37,13 +37,15 @@ def for_each_model(
         model = dataclasses.replace(run.run.model, device=device, compile=False)
         by_model.setdefault(repr(model), []).append(run)
 
-    for group in by_model.values():
+    for i, group in enumerate(by_model.values()):
+        if i:
+            # What the model before has left.
+            free_memory()
         base = load_model(dataclasses.replace(group[0].run.model, device=device, compile=False))
         check_weights(base, group)
         measure(base, group)
         # Not beside the next one.
         del base
-        free_memory()
 
 
 def check_weights(base: SplitModel, runs: Sequence[EvalRun]) -> None:

@@ -101,8 +101,7 @@ def train_packs(
     try:
         run_until_empty(queue, trainer, observer, wait=wait)
     finally:
-        # What comes after in this process, or other processes on this GPU, may need the memory.
-        trainer.release_base()
+        trainer.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
