@@ -20,11 +20,9 @@ Wall and CPU seconds, start and imports included; the second are not disturbed b
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +35,7 @@ share_cores()
 
 import numpy as np
 import transformers
-from ways import ROWS_AT_ONCE, Losses, peft
+from ways import ROWS_AT_ONCE, Losses, peft, seconds_used
 
 from pml_cli.config.load import read_run
 from pml_cli.launch.packing import check
@@ -69,12 +67,6 @@ def timed(command: Sequence[str], *, check: bool = True) -> np.ndarray:
     start = seconds_used()
     subprocess.run(command, check=check, stdout=subprocess.DEVNULL)
     return seconds_used() - start
-
-
-def seconds_used() -> np.ndarray:
-    """Wall time, and CPU time of the processes that have ended, (2,)."""
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return np.array([time.perf_counter(), ended.ru_utime + ended.ru_stime])
 
 
 def shown(seconds: np.ndarray) -> str:

@@ -5,6 +5,7 @@ Built without Hydra, which a machine with a GPU may lack.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
@@ -80,6 +81,19 @@ def load(settings: Model) -> SplitModel:
         torch.manual_seed(0)
         drawn = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     return SplitModel(drawn, settings)
+
+
+def device_parser(description: str | None) -> argparse.ArgumentParser:
+    """The command line of a script that runs on a device, the GPU where there is one."""
+    options = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return options
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
 
 
 def changed(base: Model, train: Train, overrides: Iterable[str]) -> tuple[Model, Train]:

@@ -94,17 +94,13 @@ def main() -> None:
             print(f"{found.name:45} {found.difference:9.1e}, at most {found.tolerance:.0e}  {word}")
 
     failed = sum(not check.passed for check in checks)
-    name = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
+    name = cases.device_name(options.device)
     print(f"{len(checks) - failed} of {len(checks)} agree on {name}, torch {torch.__version__}")
     sys.exit(int(failed > 0))
 
 
 def arguments() -> argparse.Namespace:
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    options.add_argument("--device", default=default)
+    options = cases.device_parser(__doc__)
     options.add_argument("--train-to", type=Path, help=argparse.SUPPRESS)
     return options.parse_args()
 
@@ -155,10 +151,12 @@ def untrained(cells: Sequence[Cell]) -> list[Cell]:
     return [Cell(run=cell.run, samples=cell.samples) for cell in cells]
 
 
-def trained(base: SplitModel, cells: Sequence[Cell], *, cached: bool = True) -> list[Cell]:
+def trained(
+    base: SplitModel, cells: Sequence[Cell], *, cached: bool = True, checkpointing: bool = False
+) -> list[Cell]:
     """Fresh copies of some cells, trained as one pack."""
     copies = untrained(cells)
-    Trainer(base, copies, cached=cached).train()
+    Trainer(base, copies, cached=cached, checkpointing=checkpointing).train()
     return copies
 
 
@@ -249,13 +247,15 @@ def dtypes(device: str) -> Iterator[Check]:
 
 
 def compiled(device: str) -> Iterator[Check]:
-    """Layers through torch.compile against the same layers as they are."""
+    """Layers through torch.compile against the same layers as they are, after three steps."""
     for dtype in ("float32", "bfloat16"):
         base = base_model(device, dtype)
         plain = trained(base, plain_cells(base, steps=3))
         base = base_model(device, dtype, compile=True)
-        fused = trained(base, plain_cells(base, steps=3))
-        yield check(f"{dtype}: compiled = plain, three steps", fused, plain, TOLERANCE[dtype])
+        for checkpointing in (False, True):
+            fused = trained(base, plain_cells(base, steps=3), checkpointing=checkpointing)
+            again = ", layers run twice" if checkpointing else ""
+            yield check(f"{dtype}: compiled = plain{again}", fused, plain, TOLERANCE[dtype])
 
 
 def streamed(device: str) -> Iterator[Check]:

@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import cases
 import torch
 
 GPT2 = "{model_type:gpt2,n_embd:64,n_layer:6,n_head:4,vocab_size:2048}"
@@ -119,18 +120,14 @@ def main() -> None:
                 if done.code:
                     print(f"    {done.last_line}", flush=True)
 
-    device = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
+    device = cases.device_name(options.device)
     count = len(TRAININGS) + len(READERS) + len(LATER)
     print(f"{count - failed} of {count} commands ran on {device}, torch {torch.__version__}")
     sys.exit(int(failed > 0))
 
 
 def arguments() -> argparse.Namespace:
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    options.add_argument("--device", default=default)
+    options = cases.device_parser(__doc__)
     options.add_argument("--at-once", type=int, default=8, help="commands that run at once")
     options.add_argument("--out", type=Path, default=Path("outputs/device_commands"))
     return options.parse_args()

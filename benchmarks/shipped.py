@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +25,7 @@ share_cores()
 
 import numpy as np
 import torch
-from ways import Losses, decode, final_loss, initial_bank, paper, peft
+from ways import Losses, decode, final_loss, initial_bank, paper, peft, seconds_used
 
 from pml_cli.config.request import load
 from pml_cli.data.cell import CellPlan
@@ -103,12 +101,6 @@ def time_cell(timings: Timings, way: str, file: str, folder: str, cell: CellPlan
     expected = json.loads(result.read_text("utf-8"))["final_loss"]
     difference = abs(float(output) - expected)
     timings.largest_difference = max(timings.largest_difference, difference)
-
-
-def seconds_used() -> np.ndarray:
-    """Seconds so far, (2,): wall time, and CPU time of the processes that have ended."""
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return np.array([time.perf_counter(), ended.ru_utime + ended.ru_stime])
 
 
 def table(

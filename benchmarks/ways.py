@@ -6,6 +6,7 @@ A: the paper's loop. B: PEFT with transformers' Trainer. C: pml; D is C on compi
 from __future__ import annotations
 
 import csv
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -306,6 +307,12 @@ def final_loss(base: SplitModel, sample: Sample) -> float:
 
 
 # What the machine can do, and what was used of it.
+
+
+def seconds_used() -> np.ndarray:
+    """Seconds so far, (2,): wall time, and CPU time of the processes that have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return np.array([time.perf_counter(), ended.ru_utime + ended.ru_stime])
 
 
 def matmul_peak(device: str, dtype: torch.dtype) -> float:

@@ -38,7 +38,9 @@ def device_kind(device: str, has_gpu: bool | None = None) -> str:
     if device != "auto":
         return "cuda" if device.startswith("cuda") else "cpu"
 
-    return "cuda" if (_has_gpu() if has_gpu is None else has_gpu) else "cpu"
+    if has_gpu is None:
+        has_gpu = _has_gpu()
+    return "cuda" if has_gpu else "cpu"
 
 
 def _has_gpu() -> bool:
@@ -58,7 +60,8 @@ def allowed_gpus() -> list[str] | None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return None
-    return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
+    names = [name.strip() for name in visible.split(",")]
+    return [name for name in names if name not in ("", "-1")]
 
 
 def device_memory(kind: str) -> int | None:
@@ -91,7 +94,7 @@ def _smallest_gpu_memory() -> int | None:
 def query_gpus(field: str) -> list[str]:
     """A field of each GPU that may be used, as nvidia-smi prints it; [] if it cannot be asked."""
     allowed = allowed_gpus()
-    chosen = ["-i", ",".join(name.strip() for name in allowed)] if allowed else []
+    chosen = ["-i", ",".join(allowed)] if allowed else []
     return nvidia_smi(*chosen, f"--query-gpu={field}", "--format=csv,noheader,nounits")
 
 

@@ -212,8 +212,7 @@ class SplitModel:
         self._packings: dict[int, PackedCalls] = {}
         self._packed_calls: tuple[PackedRows | None, int, Sequence[Call]] = (None, 0, [])
         self._mlp_factors: dict[int, float | None] = {}
-        self._first_layers: dict[tuple[str, ...], int] = {}
-        self._adapted_by_sites: dict[tuple[str, ...], frozenset[nn.Module]] = {}
+        self._layers_of_sites: dict[tuple[str, ...], list[int]] = {}
         self._verified: set[tuple[str, ...]] = set()
 
     def _refuse_length_dependent_rope(self, config: Any) -> None:
@@ -297,17 +296,21 @@ class SplitModel:
 
     def first_layer(self, bank: AdapterBank) -> int:
         """The first layer that carries an adapter of the bank."""
-        key = tuple(bank.sites)
-        if key not in self._first_layers:
-            self._first_layers[key] = self._find_first_layer(key)
-        return self._first_layers[key]
+        layers = self._layers_with(tuple(bank.sites))
+        if not layers:
+            raise ValueError(f"no layer holds any of {', '.join(bank.sites)}")
+        return layers[0]
 
-    def _find_first_layer(self, site_names: Sequence[str]) -> int:
-        for index, layer in enumerate(self.layers):
-            prefix = f"{self._name(layer)}."
-            if any(name.startswith(prefix) for name in site_names):
-                return index
-        raise ValueError(f"no layer holds any of {', '.join(site_names)}")
+    def _layers_with(self, sites: tuple[str, ...]) -> list[int]:
+        """The layers that hold any of these sites, in their order."""
+        if sites not in self._layers_of_sites:
+            found = []
+            for index, layer in enumerate(self.layers):
+                prefix = f"{self._name(layer)}."
+                if any(site.startswith(prefix) for site in sites):
+                    found.append(index)
+            self._layers_of_sites[sites] = found
+        return self._layers_of_sites[sites]
 
     # -- below the adapters
 
@@ -569,7 +572,9 @@ class SplitModel:
         if not self.settings.compile:
             return calls
 
-        adapted = self._adapted(tuple(bank.sites)) if bank else frozenset()
+        adapted = []
+        if bank is not None:
+            adapted = [self.layers[index] for index in self._layers_with(tuple(bank.sites))]
         chosen: list[Call] = []
         for call in calls:
             if isinstance(call, LayerCall) and call.layer not in adapted:
@@ -577,17 +582,6 @@ class SplitModel:
             else:
                 chosen.append(call)
         return chosen
-
-    def _adapted(self, sites: tuple[str, ...]) -> frozenset[nn.Module]:
-        """The layers that carry an adapter at any of these sites."""
-        if sites not in self._adapted_by_sites:
-            layers = []
-            for layer in self.layers:
-                prefix = f"{self._name(layer)}."
-                if any(site.startswith(prefix) for site in sites):
-                    layers.append(layer)
-            self._adapted_by_sites[sites] = frozenset(layers)
-        return self._adapted_by_sites[sites]
 
     def _attached(self, bank: AdapterBank | None) -> AbstractContextManager[None]:
         return nullcontext() if bank is None else bank.attached(self.modules)

@@ -66,15 +66,15 @@ class KlPenalty:
 
         readings = []
         for start in range(0, len(cells), at_once):
-            part = list(cells[start : start + at_once])
+            part = cells[start : start + at_once]
             rows_Kb = rows_Cb[start : start + at_once]
             part_bank = bank.select(part).requires_grad_()
             # Once on the device: each use of a list would copy it there and wait.
-            index = torch.tensor(part, device=rows_Cb.device)
-            reading, part_grads = self._gradient(part_bank, weight_K[index], rows_Kb)
+            part_K = torch.tensor(part, device=weight_K.device)
+            reading, part_grads = self._gradient(part_bank, weight_K[part_K], rows_Kb)
             readings.append(reading)
             for grad, part_grad in zip(grads, part_grads, strict=True):
-                grad[index] += part_grad
+                grad[part_K] += part_grad
         return Reading(*(torch.cat(values) for values in zip(*readings, strict=True)))
 
     def _gradient(

@@ -77,6 +77,17 @@ def test_flops_and_saved_bytes_of_a_step(family, kind, seqlen, dtype):
     assert cost_model.saved_bytes(planned) == pytest.approx(saved(made), rel=0.25)
 
 
+def test_the_masks_of_dropout_are_priced():
+    """Beside the inputs that they are multiplied with, of every adapter."""
+    adapter = LinearAdapter(
+        targets=["q_proj", "o_proj", "gate_proj", "down_proj"], layers=[], dropout=0.1
+    )
+    planned = pack(model("qwen3"), adapter, 100)
+    made = trainer(planned)
+    one_step(made)
+    assert cost_model.saved_bytes(planned) == pytest.approx(saved(made), rel=0.12)
+
+
 @pytest.mark.parametrize("kind", ["mlp_block", "linear"])
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2"])
 def test_flops_and_saved_bytes_of_a_step_on_packed_rows(family, kind):
