@@ -28,6 +28,7 @@ from pml_cli.report.sweep_summary import (
     RESULTS,
     conclude,
     plan_line,
+    print_next,
     runs_of,
     say_outdated,
     sweep_content,
@@ -92,6 +93,7 @@ def run(
     if len(runs):
         # The folder may hold runs of earlier sweeps with other settings.
         tables = _report(request, runs_of(plan.cells, runs), console)
+    print_next(plan, console)
     if as_json:
         content = sweep_content(plan) | _tables_content(tables)
         print_json(stdout, json_text(content))

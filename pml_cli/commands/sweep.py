@@ -24,6 +24,7 @@ from pml_cli.report.sweep_summary import (
     RESULTS,
     conclude,
     plan_line,
+    print_next,
     say_outdated,
     sweep_content,
 )
@@ -90,6 +91,7 @@ def run(
     with SweepDisplay.of(plan, progress) as display:
         outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)
     code = conclude(plan, outcome, console, show_all=show_all)
+    print_next(plan, console)
     if as_json:
         print_json(stdout, json_text(sweep_content(plan)))
     return code

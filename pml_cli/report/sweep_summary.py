@@ -145,7 +145,7 @@ def exit_code(stopped: Stopped, console: Console) -> int:
 def summarise(
     out: Path, cells: Sequence[CellPlan], console: Console, *, show_all: bool = False
 ) -> int:
-    """Write results.csv, print the table, name the failures and what to do next.
+    """Write results.csv, print the table, name the failures.
 
     Args:
         out: the results folder; results.csv holds all its runs.
@@ -176,8 +176,7 @@ def summarise(
         console.print(f"left out: {line}", style="yellow", highlight=False, soft_wrap=True)
     failures = _print_failures(out, cells, console, show_all=show_all)
 
-    folders = RunFolders(out)
-    done = sum(folders.find(cell.id).is_done(cell.tokens_hash) for cell in cells)
+    done = _done(out, cells)
     if len(runs):
         console.print(f"{done} of {len(cells)} cells done: {path}", highlight=False, soft_wrap=True)
     if failures:
@@ -189,11 +188,20 @@ def summarise(
         )
     if done < len(cells):
         return _incomplete(out, failures, console)
-
-    # A law needs more than one cell.
-    if len(cells) > 1:
-        console.print(f"next: pml fit {quoted(out)}", highlight=False, soft_wrap=True)
     return 0
+
+
+def print_next(plan: SweepPlan, console: Console) -> None:
+    """Name the command that fits a law to the cells, once all of them are done."""
+    # A law needs more than one cell.
+    if len(plan.cells) > 1 and _done(plan.out, plan.cells) == len(plan.cells):
+        console.print(f"next: pml fit {quoted(plan.out)}", highlight=False, soft_wrap=True)
+
+
+def _done(out: Path, cells: Sequence[CellPlan]) -> int:
+    """Number of cells whose result is there."""
+    folders = RunFolders(out)
+    return sum(folders.find(cell.id).is_done(cell.tokens_hash) for cell in cells)
 
 
 def _print_failures(

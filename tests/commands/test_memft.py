@@ -150,6 +150,8 @@ def test_memft_trains_every_loss_at_equal_steps_in_one_pack(tmp_path: Path):
     # Random tokens are nothing that a base model knows.
     assert "tiny on random before training: 0 % whole, 0.0 % of the tokens" in out.getvalue()
     assert "each method and length at the learning rate" in out.getvalue()
+    # What comes next stands below the comparison.
+    assert out.getvalue().splitlines()[-1] == f"next: pml fit {folder}"
     assert (folder / "memft.png").stat().st_size > 10_000
     assert "<svg" in (folder / "memft.svg").read_text()
     index = (folder / "index.md").read_text("utf-8")
