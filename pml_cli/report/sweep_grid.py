@@ -36,19 +36,20 @@ class SweepGrid:
     """
 
     def __init__(self, cells: Sequence[CellPlan], done: Collection[str] = ()) -> None:
-        self._ranks = sorted({cell.run.rank for cell in cells})
-        self._lengths = sorted({int(cell.run.seqlen) for cell in cells})
         self._states = {run_key(cell.id): CellState.WAITING for cell in cells}
-        self._places: dict[tuple[int, int], list[str]] = {}
-        for cell in cells:
-            place = self._places.setdefault((cell.run.rank, int(cell.run.seqlen)), [])
-            place.append(run_key(cell.id))
         self.mark(done, CellState.DONE)
 
-        # A column holds its heading and the largest number of cells of a place.
-        widest = max((len(keys) for keys in self._places.values()), default=0)
-        self._widths = [max(len(str(length)), widest) for length in self._lengths]
-        self._label = max(len("rank"), *(len(str(rank)) for rank in self._ranks or [0]))
+        self._keys_by_place: dict[tuple[int, int], list[str]] = {}
+        for cell in cells:
+            place = (cell.run.rank, int(cell.run.seqlen))
+            self._keys_by_place.setdefault(place, []).append(run_key(cell.id))
+        self._ranks = sorted({rank for rank, _ in self._keys_by_place})
+        lengths = sorted({length for _, length in self._keys_by_place})
+
+        self._label_width = max(len(str(label)) for label in ["rank", *self._ranks])
+        # A column has room for its heading, and for the cells of the fullest place.
+        most_cells = max(map(len, self._keys_by_place.values()), default=0)
+        self._column_widths = {length: max(len(str(length)), most_cells) for length in lengths}
 
     def mark(self, names: Iterable[str], state: CellState) -> None:
         """Set the state of cells, by id; ids of other sweeps are passed over."""
@@ -76,27 +77,30 @@ class SweepGrid:
         Args:
             width, height: of the terminal, in characters.
         """
-        columns = self._label + sum(1 + width for width in self._widths)
+        # A space before each column.
+        columns = self._label_width + sum(1 + column for column in self._column_widths.values())
         lines = len(self._ranks) + 1 + OTHER_LINES
-        if len(self._places) < 2 or columns > width or lines > height:
+        if len(self._keys_by_place) < 2 or columns > width or lines > height:
             return None
 
         text = Text()
-        heading = " ".join(
-            str(length).ljust(column)
-            for length, column in zip(self._lengths, self._widths, strict=True)
-        )
-        text.append(f"{'rank'.rjust(self._label)} {heading.rstrip()}\n", "bold")
+        headings = [str(length).ljust(column) for length, column in self._column_widths.items()]
+        heading_line = f"{'rank'.rjust(self._label_width)} {' '.join(headings)}"
+        text.append(f"{heading_line.rstrip()}\n", "bold")
+
         for rank in self._ranks:
-            text.append(str(rank).rjust(self._label))
-            for length, column in zip(self._lengths, self._widths, strict=True):
-                keys = self._places.get((rank, length), [])
+            text.append(str(rank).rjust(self._label_width))
+            for length, column in self._column_widths.items():
+                keys = self._keys_by_place.get((rank, length), [])
                 text.append(" ")
                 for key in keys:
-                    text.append(*self._states[key].value)
+                    character, style = self._states[key].value
+                    text.append(character, style)
                 text.append(" " * (column - len(keys)))
             text.append("\n")
+
         for state in CellState:
-            text.append(*state.value)
+            character, style = state.value
+            text.append(character, style)
             text.append(f" {state.name.lower()}  ", "dim")
         return text
