@@ -9,11 +9,7 @@ import pandas as pd
 
 from pml_cli.analysis.forgetting import ALL, pareto_front
 from pml_cli.format import counted
-from pml_cli.report.figures.methods import (
-    MARKERS,
-    colour_and_marker,
-    sft_first,
-)
+from pml_cli.report.figures.methods import MARKERS, colour_and_marker, sft_first
 from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
     GREY,
@@ -31,7 +27,11 @@ if TYPE_CHECKING:
 # Less harm than this is drawn here: on a logarithmic axis there is no zero.
 LEAST_HARM = 1e-3
 
-# Lines of names beside a point.
+# Names of points as close as this would overlap: decades of harm, and per cent of recall.
+CLOSE_DECADES = 0.12
+CLOSE_PERCENT = 6
+
+# Names of close points stand in lines one above the other, at most so many.
 MAX_LINES = 4
 
 # With more cells than this, only those on the front are named.
@@ -90,16 +90,19 @@ def _are_kept(table: pd.DataFrame) -> bool:
     return bool(table["penalty"].astype(bool).any())
 
 
-def _shown(harm: Any) -> Any:
+def _on_axis(harm: Any) -> Any:
+    """Where a harm is drawn, a number or an array."""
     return np.maximum(harm, LEAST_HARM)
 
 
 def _draw_axes(axes: Axes, means: pd.DataFrame) -> None:
     """Logarithmic harm, with what it means for the perplexity above."""
     axes.set_xscale("log")
-    shown = _shown(means["harm"].to_numpy(float))
-    low, high = shown.min() / 1.8, shown.max() * 1.8
+    harm = _on_axis(means["harm"].to_numpy(float))
+    low = harm.min() / 1.8
+    high = harm.max() * 1.8
     axes.set_xlim(low, high)
+
     ticks = round_ticks(low, high)
     labels = [f"≤{tick:g}" if tick == LEAST_HARM else f"{tick:g}" for tick in ticks]
     axes.set_xticks(ticks, labels)
@@ -118,20 +121,26 @@ def _draw_axes(axes: Axes, means: pd.DataFrame) -> None:
 
 
 def _perplexity(harm: float) -> str:
+    """The perplexity under a harm, against that of the base model, to two digits."""
     ratio = safe_exp(harm)
+    # Bounds of two digits: what is larger would be written as +1e+02 % and as 10.0 times.
     if ratio < 1.995:
         return f"+{100 * (ratio - 1):.2g} %"
-    return f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:.0f} times"
+    if ratio < 9.95:
+        return f"{ratio:.1f} times"
+    return f"{ratio:.0f} times"
 
 
 def _draw_front(axes: Axes, means: pd.DataFrame) -> None:
     """The cells that no other one beats, as steps."""
     front = pareto_front(means)
-    x = _shown(front["harm"].to_numpy(float))
+    x = _on_axis(front["harm"].to_numpy(float))
     y = 100 * front["recall"].to_numpy(float)
+    style: dict[str, Any] = {"color": GREY, "lw": 1.2, "ls": "--"}
+    # The last step goes on to the frame.
     right = axes.get_xlim()[1]
-    axes.step([*x, right], [*y, y[-1]], where="post", color=GREY, lw=1.2, ls="--", zorder=1)
-    axes.plot([], [], color=GREY, lw=1.2, ls="--", label="front: none is better in both")
+    axes.step([*x, right], [*y, y[-1]], where="post", zorder=1, **style)
+    axes.plot([], [], label="front: none is better in both", **style)
 
 
 def _draw_runs(axes: Axes, runs: pd.DataFrame, methods: list[str]) -> None:
@@ -139,68 +148,70 @@ def _draw_runs(axes: Axes, runs: pd.DataFrame, methods: list[str]) -> None:
     for index, method in enumerate(methods):
         colour, _ = colour_and_marker(index)
         of_method = runs[runs["method"] == method]
-        harm = _shown(of_method["harm"].to_numpy(float))
+        harm = _on_axis(of_method["harm"].to_numpy(float))
         recall = 100 * of_method["exact_match"].to_numpy(float)
         axes.scatter(harm, recall, s=9, color=colour, alpha=0.35, lw=0, zorder=2)
 
 
 def _draw_cells(axes: Axes, means: pd.DataFrame) -> None:
-    """The mean of every cell with its intervals; a line joins cells of one loss and rank."""
+    """The mean of every cell with its intervals; a line joins cells of one loss, rank and setup."""
     ranks = sorted(means["rank"].unique())
     for index, method in enumerate(_methods(means)):
         colour, _ = colour_and_marker(index)
         of_method = means[means["method"] == method]
         for rank, cells in of_method.groupby("rank"):
-            marker = MARKERS[ranks.index(rank) % len(MARKERS)]
-            x = _shown(cells["harm"].to_numpy(float))
-            y = 100 * cells["recall"].to_numpy(float)
             label = method if len(ranks) == 1 else f"{method}, rank {rank:g}"
-            style: dict[str, Any] = {"color": colour, "marker": marker, "ms": 6.5, "zorder": 3}
-            # Different setups are different lines.
-            axes.plot(x, y, lw=0, label=label, **style)
-            for _, line in cells.groupby(["setting", "layer", "lr", "steps"]):
-                ordered = line.sort_values("harm")
-                harm = _shown(ordered["harm"].to_numpy(float))
-                recall = 100 * ordered["recall"].to_numpy(float)
-                axes.plot(harm, recall, color=colour, lw=0.9, alpha=0.6, zorder=1)
+            marker = MARKERS[ranks.index(rank) % len(MARKERS)]
+            x = _on_axis(cells["harm"].to_numpy(float))
+            y = 100 * cells["recall"].to_numpy(float)
+            axes.plot(x, y, lw=0, label=label, color=colour, marker=marker, ms=6.5, zorder=3)
+
+            for _, of_setup in cells.groupby(["setting", "layer", "lr", "steps"]):
+                ordered = of_setup.sort_values("harm")
+                x = _on_axis(ordered["harm"].to_numpy(float))
+                y = 100 * ordered["recall"].to_numpy(float)
+                axes.plot(x, y, color=colour, lw=0.9, alpha=0.6, zorder=1)
             _draw_intervals(axes, cells, colour)
 
 
 def _draw_intervals(axes: Axes, cells: pd.DataFrame, colour: str) -> None:
     for row in cells.to_dict("records"):
-        x = _shown(row["harm"])
+        x = _on_axis(row["harm"])
         y = 100 * row["recall"]
-        style: dict[str, Any] = {"color": colour, "lw": 1.0, "alpha": 0.8, "zorder": 2}
+        style: dict[str, Any] = {"color": colour, "zorder": 2}
         if pd.notna(row["harm_low"]):
-            axes.hlines(y, _shown(row["harm_low"]), _shown(row["harm_high"]), **style)
-        # The bars of a few runs are long: paler, so that they do not hide the points.
-        style |= {"lw": 0.8, "alpha": 0.4}
-        axes.vlines(x, 100 * row["recall_low"], 100 * row["recall_high"], **style)
+            low, high = _on_axis(row["harm_low"]), _on_axis(row["harm_high"])
+            axes.hlines(y, low, high, lw=1.0, alpha=0.8, **style)
+        # With few runs these are long: paler, so that they do not hide the points.
+        low, high = 100 * row["recall_low"], 100 * row["recall_high"]
+        axes.vlines(x, low, high, lw=0.8, alpha=0.4, **style)
 
 
 def _name_cells(axes: Axes, means: pd.DataFrame) -> None:
     """The penalty beside each point; of many points those on the front alone."""
     methods = _methods(means)
     named = means if len(means) <= MAX_NAMED else pareto_front(means)
+    # log10 of the harm, recall in per cent and line of each name so far.
     taken: list[tuple[float, float, int]] = []
     for row in named.sort_values(["recall", "harm"]).to_dict("records"):
-        x = float(np.log10(_shown(row["harm"])))
+        x = float(np.log10(_on_axis(row["harm"])))
         y = 100 * row["recall"]
-        # Away from the frame; names of close points stand in lines of their own.
-        lines_of_close = {
-            line
-            for other_x, other_y, line in taken
-            if abs(x - other_x) < 0.12 and abs(y - other_y) < 6
-        }
+        lines_of_close = set()
+        for other_x, other_y, line in taken:
+            if abs(x - other_x) < CLOSE_DECADES and abs(y - other_y) < CLOSE_PERCENT:
+                lines_of_close.add(line)
         free = [line for line in range(MAX_LINES) if line not in lines_of_close]
         line = free[0] if free else 0
         taken.append((x, y, line))
+
+        # Away from the frame: above points of the lower half, below those of the upper one.
         distance = 7 + 9 * line
+        offset = distance if y < 50 else -distance - 5
         colour, _ = colour_and_marker(methods.index(row["method"]))
         axes.annotate(
             row["penalty"].removeprefix("keep=") or "0",
             (10**x, y),
-            xytext=(5, distance if y < 50 else -distance - 5),
+            xytext=(5, offset),
             textcoords="offset points",
             fontsize=7.5,
             color=colour,
