@@ -1,11 +1,12 @@
 """Whitened inputs: the gradient of A, times the inverse second moment of what A reads.
 
-A is curved along the inputs as they vary, and in most models they vary a hundred times more in some
-directions than in others. With C + ridge on the left of A's Hessian, its inverse makes a better
-first guess of the inverse Hessian than a multiple of the identity: K-FAC's factor of the inputs
-(Martens & Grosse 2015). That is L-BFGS in coordinates in which the inputs are white.
+K-FAC (Martens & Grosse 2015) approximates the Hessian of A by a Kronecker product, one factor of
+which is the second moment of A's inputs. In most models these vary a hundred times more in some
+directions than in others. So the inverse of the moment, with a ridge, is a better first guess of
+the inverse Hessian than a multiple of the identity. That is L-BFGS in coordinates in which the
+inputs are white.
 
-Shapes: K cells, I inputs of a site, R largest rank, P numbers of a cell's adapter, C of the cells.
+Shapes: K cells, C of them, I inputs of a site, R largest rank, P numbers of a cell's adapter.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ class Whitening:
             moments: second moments of the inputs of each cell; cells may share one object.
         """
         self._shapes = {name: A.shape[1:] for name, A in bank.A.items()}
-        distinct = {id(of_cell): of_cell for of_cell in moments}
-        self._inverses = {
-            key: {name: inverse(C) for name, C in of_cell.items()}
-            for key, of_cell in distinct.items()
-        }
+        # Moments that cells share are inverted once.
         self._keys = [id(of_cell) for of_cell in moments]
+        self._inverses: dict[int, Moments] = {}
+        for key, of_cell in zip(self._keys, moments, strict=True):
+            if key not in self._inverses:
+                self._inverses[key] = {name: inverse(moment) for name, moment in of_cell.items()}
 
     def __call__(self, cells: Tensor, vectors: Tensor) -> Tensor:
         """The vectors of some cells, (C, P), with those of A whitened; the order is the bank's.
@@ -46,23 +47,24 @@ class Whitening:
             cells: (C,).
             vectors: (C, P).
         """
-        whitened = vectors.clone()
-        by_key: dict[int, list[int]] = {}
-        for i, k in enumerate(cells.tolist()):
-            by_key.setdefault(self._keys[k], []).append(i)
+        rows_by_key: dict[int, list[int]] = {}
+        for row, k in enumerate(cells.tolist()):
+            rows_by_key.setdefault(self._keys[k], []).append(row)
 
-        for key, cells_of_key in by_key.items():
+        whitened = vectors.clone()
+        for key, rows_of_key in rows_by_key.items():
             # Once on the device: each use of a list would copy it there and wait.
-            rows = torch.tensor(cells_of_key, device=vectors.device)
-            first = 0
+            rows = torch.tensor(rows_of_key, device=vectors.device)
+            # All A come first in a vector.
+            start = 0
             for name, shape in self._shapes.items():
-                size = shape.numel()
-                A_CIR = vectors[rows, first : first + size].view(len(rows), *shape)
+                end = start + shape.numel()
+                A_CIR = vectors[rows, start:end].view(len(rows), *shape)
                 # One product for all cells: (I, I) times (I, C R).
                 columns = A_CIR.transpose(0, 1).flatten(1)
-                product = (self._inverses[key][name] @ columns).view(shape[0], len(rows), -1)
-                whitened[rows, first : first + size] = product.transpose(0, 1).flatten(1)
-                first += size
+                product_ICR = (self._inverses[key][name] @ columns).view(shape[0], len(rows), -1)
+                whitened[rows, start:end] = product_ICR.transpose(0, 1).flatten(1)
+                start = end
         return whitened
 
     def retain_cells(self, cells: Sequence[int]) -> None:
@@ -71,14 +73,16 @@ class Whitening:
         self._inverses = {key: self._inverses[key] for key in set(self._keys)}
 
 
-def inverse(C: Tensor | Factored) -> Tensor | Factored:
+def inverse(moment: Tensor | Factored) -> Tensor | Factored:
     """The inverse of a second moment in units of its mean square, with the ridge."""
-    if isinstance(C, Factored):
-        mean = C.rest + C.excess_k.sum() / len(C.directions_Ik)
-        rest = 1 / (C.rest / mean + RIDGE)
-        along_k = 1 / ((C.rest + C.excess_k) / mean + RIDGE)
-        return Factored(directions_Ik=C.directions_Ik, excess_k=along_k - rest, rest=rest)
+    if isinstance(moment, Factored):
+        # The inverse has the same main directions; along each it is that of a number.
+        inputs = len(moment.directions_Ik)
+        mean = moment.rest + moment.excess_k.sum() / inputs
+        rest = 1 / (moment.rest / mean + RIDGE)
+        main_k = 1 / ((moment.rest + moment.excess_k) / mean + RIDGE)
+        return Factored(directions_Ik=moment.directions_Ik, excess_k=main_k - rest, rest=rest)
 
-    mean = C.diagonal().mean().clamp(min=torch.finfo(C.dtype).tiny)
-    ridge = RIDGE * torch.eye(len(C), dtype=C.dtype, device=C.device)
-    return torch.cholesky_inverse(torch.linalg.cholesky(C / mean + ridge))
+    mean = moment.diagonal().mean().clamp(min=torch.finfo(moment.dtype).tiny)
+    ridge = RIDGE * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    return torch.cholesky_inverse(torch.linalg.cholesky(moment / mean + ridge))
