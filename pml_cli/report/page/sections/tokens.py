@@ -2,6 +2,8 @@
 
 Of a few runs: of each group those that tell most. Texts of tokens need the model's tokenizer; where
 it is not on this machine their ids are shown.
+
+Shapes: T logged steps, S target tokens of a run.
 """
 
 from __future__ import annotations
@@ -26,12 +28,12 @@ from pml_cli.results.samples import read_samples
 from pml_cli.results.tokens import IrregularError, read_grid
 from pml_cli.stats import Array
 
-# Of a run: logged steps (spread over all of them), samples and target tokens.
+# What is shown of a run: logged steps (spread over all of them), samples and target tokens.
 MOST_STEPS = 30
 MOST_SAMPLES = 40
 MOST_TOKENS = 1000
 
-# Runs that cannot be read and are named.
+# So many runs that cannot be read are named.
 MOST_NOTES = 5
 
 # p is written in one byte.
@@ -42,11 +44,12 @@ def section(sources: Sources) -> Section | None:
     """One run at a time."""
     shown: list[dict[str, Any]] = []
     left_out: list[str] = []
-    for row in _telling(sources.groups):
+    for row in _in_order(sources.groups):
         if len(shown) == sources.shown_runs:
             break
+        path = Path(row["folder"])
         try:
-            run = _run(RunFolder(Path(row["folder"]).parent, Path(row["folder"]).name))
+            run = _data_of_run(RunFolder(path.parent, path.name))
         except FileNotFoundError:
             # Runs may be kept without their tokens.
             continue
@@ -54,6 +57,7 @@ def section(sources: Sources) -> Section | None:
             left_out.append(f"{row['folder']}: {error}")
             continue
         shown.append(run | {"id": row["id"], "rank": row["rank"]})
+
     if not shown and not left_out:
         return None
     return Section(
@@ -64,26 +68,31 @@ def section(sources: Sources) -> Section | None:
     )
 
 
-def _telling(groups: Sequence[GroupFit]) -> Iterator[pd.Series]:
+def _in_order(groups: Sequence[GroupFit]) -> Iterator[pd.Series]:
     """Runs in the order in which they are shown: of each group in turn the next best."""
-    for row in zip_longest(*map(_of_group, groups)):
-        yield from (run for run in row if run is not None)
+    for one_of_each in zip_longest(*map(_in_order_of_group, groups)):
+        for run in one_of_each:
+            # A group with fewer runs than others.
+            if run is not None:
+                yield run
 
 
-def _of_group(group: GroupFit) -> Iterator[pd.Series]:
+def _in_order_of_group(group: GroupFit) -> Iterator[pd.Series]:
     """First the longest text that is recalled whole, then runs near to recall, then the others."""
     cells = group.cells.drop_duplicates("id")
     exact = pd.to_numeric(cells["exact_match"], errors="coerce")
     accuracy = pd.to_numeric(cells["token_accuracy"], errors="coerce").fillna(-1)
     length = pd.to_numeric(cells["target_tokens"], errors="coerce")
-    is_best = length.where(exact == 1).rank(ascending=False, method="first") == 1
-    nearly = accuracy.where(exact != 1, -1)
-    order = pd.DataFrame({"best": ~is_best, "nearly": -nearly, "length": -length})
-    for position in order.sort_values(["best", "nearly", "length"]).index:
+
+    # Of the texts that are recalled whole the longest is first; the others are last.
+    is_longest = length.where(exact == 1).rank(ascending=False, method="first") == 1
+    nearness = accuracy.where(exact != 1, -1)
+    order = pd.DataFrame({"longest": ~is_longest, "near": -nearness, "length": -length})
+    for position in order.sort_values(["longest", "near", "length"]).index:
         yield cells.loc[position]
 
 
-def _run(folder: RunFolder) -> dict[str, Any]:
+def _data_of_run(folder: RunFolder) -> dict[str, Any]:
     """Steps, samples and p of one run.
 
     Raises:
@@ -91,35 +100,41 @@ def _run(folder: RunFolder) -> dict[str, Any]:
     """
     grid = read_grid(folder.tokens, ["token_id", "p", "correct", "argmax_id"])
     rows = read_samples(folder) or []
+
     steps = len(grid["step"])
-    kept_steps = np.unique(np.linspace(0, steps - 1, min(steps, MOST_STEPS)).round().astype(int))
-    kept_tokens = np.flatnonzero(grid["sample"][0] < MOST_SAMPLES)[:MOST_TOKENS]
+    evenly_spaced = np.linspace(0, steps - 1, min(steps, MOST_STEPS))
+    kept_steps = np.unique(evenly_spaced.round().astype(int))
+    # The tokens are the same at every step.
+    sample_S = grid["sample"][0]
+    kept_tokens = np.flatnonzero(sample_S < MOST_SAMPLES)[:MOST_TOKENS]
     p_TS = grid["p"][kept_steps][:, kept_tokens]
+
     tokenizer = _tokenizer(folder)
-    texts = _texts(grid["token_id"][0][kept_tokens].tolist(), tokenizer)
-    picked = _texts(grid["argmax_id"][-1][kept_tokens].tolist(), tokenizer)
+    ids_S = grid["token_id"][0][kept_tokens]
+    picked_ids_S = grid["argmax_id"][-1][kept_tokens]
     return {
         "steps": grid["step"][kept_steps, 0],
         "p": _packed(p_TS),
-        "sample": grid["sample"][0][kept_tokens],
+        "sample": sample_S[kept_tokens],
         "position": grid["position"][0][kept_tokens],
         "correct": grid["correct"][-1][kept_tokens].astype(int),
-        "text": texts,
-        "picked": picked,
+        "text": _texts(ids_S.tolist(), tokenizer),
+        "picked": _texts(picked_ids_S.tolist(), tokenizer),
         "is_text": tokenizer is not None,
-        "left_out": len(grid["sample"][0]) - len(kept_tokens),
+        "left_out": len(sample_S) - len(kept_tokens),
         "prompts": {str(row["sample"]): row["prompt"] for row in rows[:MOST_SAMPLES]},
     }
 
 
 def _packed(p_TS: Array) -> str:
     """p of each step and token as a byte each, base64, row by row."""
-    bytes_TS = np.round(p_TS * LEVELS).astype(np.uint8)
-    # What is not above one half must not look as if it were.
-    above_TS = p_TS > 0.5
+    levels_TS = np.round(p_TS * LEVELS)
+    # Rounding must not move p over one half, where the colour changes.
     half = LEVELS // 2
-    bytes_TS = np.where(above_TS, np.maximum(bytes_TS, half + 1), np.minimum(bytes_TS, half))
-    return base64.b64encode(bytes_TS.astype(np.uint8).tobytes()).decode("ascii")
+    above_TS = np.maximum(levels_TS, half + 1)
+    below_TS = np.minimum(levels_TS, half)
+    levels_TS = np.where(p_TS > 0.5, above_TS, below_TS)
+    return base64.b64encode(levels_TS.astype(np.uint8).tobytes()).decode("ascii")
 
 
 def _tokenizer(folder: RunFolder) -> Tokenizer | None:
