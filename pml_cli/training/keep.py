@@ -1,4 +1,4 @@
-"""`loss.keep` in the trainer: what holds the adapters of a pack down on other text.
+"""`loss.keep` in the trainer: penalties that keep a model close to its base on generic text.
 
 The training minimises loss + lambda * penalty; scores and the logged loss stay those of the task.
 
@@ -29,7 +29,7 @@ class KeepPenalty:
     """The penalties of the cells of a pack; those whose loss keeps nothing have none.
 
     Attributes:
-        limit: lambda of each cell; 0: no penalty.
+        limit: lambda and the limit of harm of each cell; lambda 0: no penalty.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class KeepPenalty:
         """
         self._losses = [run.loss for run in runs]
         self.limit = _limit(self._losses, base)
-        # Of the adapters as they are, by cell.
+        # What `harm` has measured, by cell, as long as the adapters do not change.
         self._harms: dict[int, float] = {}
-        if not self._cells(kept=True):
-            # That of a pack before is not in the price of this one.
+        if not self._kept_cells():
+            # The text of an earlier pack is not in the memory that was planned for this one.
             forget_keep_text(base)
             return
 
@@ -70,22 +70,22 @@ class KeepPenalty:
             self._orders.append(WindowOrder(rows, run.seed))
 
         energy_rows: list[list[int]] = [[] for _ in runs]
-        for k in self._cells(kept=True, by="energy"):
+        for k in self._kept_cells(by="energy"):
             energy_rows[k] = self._rows[k]
         self._energy = EnergyPenalty(self._text, bank, energy_rows)
         self._kl = KlPenalty(self._text, checkpointing=checkpointing)
 
-    def _cells(self, *, kept: bool = False, limited: bool = False, by: str = "") -> list[int]:
-        """Indices of the cells that have a penalty, a limit, a penalty of one kind."""
+    def _kept_cells(self, by: str = "") -> list[int]:
+        """Indices of the cells that have a penalty: of one kind, `loss.keep_by`, or of any."""
         cells = []
         for k, loss in enumerate(self._losses):
-            if kept and not loss.keeps:
-                continue
-            if limited and not loss.keep_harm:
-                continue
-            if by in ("", loss.keep_by):
+            if loss.keeps and by in ("", loss.keep_by):
                 cells.append(k)
         return cells
+
+    def _limited_cells(self, by: str = "") -> list[int]:
+        """Those of `_kept_cells` that have a limit of harm."""
+        return [k for k in self._kept_cells(by) if self._losses[k].keep_harm]
 
     def add_gradient(
         self, bank: AdapterBank, grads: Sequence[Tensor], step: int, steps: int
@@ -98,21 +98,21 @@ class KeepPenalty:
             step: number of steps done before.
             steps: length of the training.
         """
-        # After this the adapters change.
+        # The step that these gradients are for changes the adapters.
         self._harms.clear()
-        if not self._cells(kept=True):
+        if not self._kept_cells():
             return
 
         penalty_K = self._energy.add_gradient(bank, grads, self.limit.weight_K)
-        # Before the first step an adapter adds nothing.
+        # Before the first step an adapter adds nothing: there is no harm to measure.
         if step > 0 and step % MEASURE_EVERY == 0:
-            self._measure(bank, penalty_K, step // MEASURE_EVERY)
+            self._measure_harm(bank, penalty_K, step // MEASURE_EVERY)
         self._add_kl(bank, grads, penalty_K, step)
         self.limit.update(penalty_K, step / steps)
 
-    def _measure(self, bank: AdapterBank, energy_K: Tensor, number: int) -> None:
+    def _measure_harm(self, bank: AdapterBank, energy_K: Tensor, number: int) -> None:
         """Measure the harm of limited cells whose penalty is an energy."""
-        cells = self._cells(limited=True, by="energy")
+        cells = self._limited_cells(by="energy")
         if not cells:
             return
         rows_Kb = self._draw(cells, number, MEASURED_WINDOWS)
@@ -122,30 +122,30 @@ class KeepPenalty:
     def _add_kl(
         self, bank: AdapterBank, grads: Sequence[Tensor], penalty_K: Tensor, step: int
     ) -> None:
-        """Add the gradient of the cells whose penalty is a KL; in penalty_K, fill in theirs."""
-        cells = self._cells(kept=True, by="kl")
+        """Add the gradient of the cells whose penalty is a KL, and set theirs in penalty_K."""
+        cells = self._kept_cells(by="kl")
         if not cells:
             return
 
         rows_Kb = self._draw(cells, step, KL_WINDOWS)
-        weight_K = self.limit.weight_K
-        reading = self._kl.add_gradient(bank, grads, weight_K, cells, rows_Kb)
+        reading = self._kl.add_gradient(bank, grads, self.limit.weight_K, cells, rows_Kb)
         # Before the first step both are 0 but for rounding, from which no mean may begin.
         if step > 0:
             self.limit.measured(cells, reading.harm, reading.kl)
-        # Of the few windows of a step it says little: the running mean serves.
+        # The running mean: a step reads too few windows to go by.
         penalty_K[cells] = self.limit.penalty_K[cells]
 
     def _draw(self, cells: Sequence[int], number: int, count: int) -> Tensor:
-        """So many windows of some cells, in the order of each."""
+        """The rows of the next `count` windows of some cells, each in its own order."""
         drawn = [self._orders[k].draw(number, count) for k in cells]
         return torch.tensor(drawn, device=self.limit.weight_K.device)
 
     def harm(self, bank: AdapterBank, k: int) -> float | None:
         """Harm of a cell on all its text, nats per token; None where nothing is kept."""
-        return self._harm(bank, k) if self._losses[k].keeps else None
+        return self._measured_harm(bank, k) if self._losses[k].keeps else None
 
-    def _harm(self, bank: AdapterBank, k: int) -> float:
+    def _measured_harm(self, bank: AdapterBank, k: int) -> float:
+        """Harm of a cell that has a penalty; measured once as long as its adapter is the same."""
         if k not in self._harms:
             rows_1n = torch.tensor([self._rows[k]], device=bank.scale.device)
             self._harms[k] = self._text.harm(bank.select([k]), rows_1n).item()
@@ -155,16 +155,19 @@ class KeepPenalty:
         """Whether a cell keeps its limit on all its text; true where it has none."""
         if not self._losses[k].keep_harm:
             return True
-        return self._harm(bank, k) <= self.limit.limit_K[k].item()
+        return self._measured_harm(bank, k) <= self.limit.limit_K[k].item()
 
     @torch.no_grad()
     def settle(self, bank: AdapterBank) -> None:
         """At the end of the training: scale down each adapter that is above its limit."""
-        for k in self._cells(limited=True):
+        for k in self._limited_cells():
             limit = self.limit.limit_K[k].item()
-            settle(limit, partial(self._harm, bank, k), partial(self._scale, bank, k))
+            harm = partial(self._measured_harm, bank, k)
+            scale = partial(self._scale, bank, k)
+            settle(limit, harm, scale)
 
     def _scale(self, bank: AdapterBank, k: int, factor: float) -> None:
+        """Multiply what the adapter of a cell adds, in place."""
         for B in bank.B.values():
             B[k] *= factor
         self._harms.pop(k, None)
@@ -173,7 +176,7 @@ class KeepPenalty:
         """Keep only the cells at these indices."""
         self.limit.retain_cells(cells)
         self._harms.clear()
-        if self._cells(kept=True):
+        if self._kept_cells():
             self._rows = [self._rows[k] for k in cells]
             self._orders = [self._orders[k] for k in cells]
             self._energy.retain_cells(cells)
