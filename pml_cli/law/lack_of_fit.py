@@ -10,6 +10,8 @@ evidence.
 A fourth test is about the exponent of the length, which shows twice: in the level of the gain, and
 in where it saturates. A share of the gain that is missing from long texts, as in cells that had not
 converged, lowers the level alone (a test of two estimates: Hausman 1978).
+
+Shapes: N cells, M of them measured, F parameters of the law's curve, K columns, G groups.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ SHORT = 0.05
 MIN_DEGREES = 5
 # Singular values below this share of the largest are 0.
 RANK_TOLERANCE = 1e-8
+# Stands in for a divisor of 0.
+TINY = 1e-300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,24 +63,29 @@ class Effects:
         if self.x is None or self.text is None:
             return centred, rank
 
-        x = _less_means(self.x[:, None], self.group)[:, 0]
-        power = np.bincount(self.text, weights=x**2)
+        # Least squares in each text: x' column / x' x. x has mean 0 in each group, so that the
+        # levels of the columns do not count.
+        x = _less_means(self.x[:, None], self.group)
+        products = _sums(columns * x, self.text)
+        squares = np.bincount(self.text, weights=x[:, 0] ** 2)
         # A text whose groups have one x each has no slope.
-        sloped = power > RANK_TOLERANCE**2 * float(self.x @ self.x)
-        products = _sums(columns * x[:, None], self.text)
-        slopes = np.where(sloped[:, None], products / np.where(sloped, power, 1)[:, None], 0)
-        return centred - slopes[self.text] * x[:, None], rank + int(sloped.sum())
+        sloped = squares > RANK_TOLERANCE**2 * float(self.x @ self.x)
+        divisors = np.where(sloped, squares, 1)
+        slopes = np.where(sloped[:, None], products / divisors[:, None], 0)
+        return centred - slopes[self.text] * x, rank + int(sloped.sum())
 
 
 def _less_means(columns: Array, group: NDArray[np.intp]) -> Array:
     """(N, K) columns less their mean over each group."""
     counts = np.maximum(np.bincount(group), 1)
-    return np.asarray(columns - (_sums(columns, group) / counts[:, None])[group])
+    means = _sums(columns, group) / counts[:, None]
+    return np.asarray(columns - means[group])
 
 
 def _sums(columns: Array, group: NDArray[np.intp]) -> Array:
     """(N, K) columns summed over each of G groups, (G, K)."""
-    sums = np.zeros((int(group.max(initial=-1)) + 1, columns.shape[1]))
+    groups = int(group.max(initial=-1)) + 1
+    sums = np.zeros((groups, columns.shape[1]))
     np.add.at(sums, group, columns)
     return sums
 
@@ -120,9 +129,9 @@ def lack_of_fit(cells: Observations, fit: LikelihoodFit) -> LackOfFit:
     """The tests of the chosen law."""
     predicted = fit.predict(cells.rank, cells.length, cells.base)
     residual = cells.delta / predicted - 1
+    # The spread of the residuals is free too, but no parameter of the curve.
     parameters = len(fit.form.free) - 1
 
-    # M measured cells.
     measured = cells.measured
     jacobian_MF = _slopes(cells, fit)[measured]
     curvature_M5 = _curves(cells, fit)[measured]
@@ -137,13 +146,14 @@ def lack_of_fit(cells: Observations, fit: LikelihoodFit) -> LackOfFit:
     extended = np.concatenate([jacobian_MF, curvature_M5, bend_M4], axis=1)
     rss_law, _ = _residual_sum(jacobian_MF, residual_M, effects)
     rss_extended, _ = _residual_sum(extended, residual_M, effects)
+    explained = max(0.0, rss_law - rss_extended)
 
     shortfall, missing = _shortfall(cells, fit, residual)
     return LackOfFit(
         replicates=_replicates(cells, residual, parameters),
         curvature=_added(jacobian_MF, curvature_M5, residual_M, effects),
         bend=_added(jacobian_MF, bend_M4, residual_M, effects),
-        pattern=math.sqrt(max(0.0, rss_law - rss_extended) / max(1, int(measured.sum()))),
+        pattern=math.sqrt(explained / max(1, int(measured.sum()))),
         shortfall=shortfall,
         missing=missing,
     )
@@ -161,29 +171,35 @@ def _shortfall(cells: Observations, fit: LikelihoodFit, residual: Array) -> tupl
     """
     measured = cells.measured
     text, texts = cells.texts
-    cluster = cells.clusters[0][measured]
+    all_clusters, _ = cells.clusters
+    cluster = all_clusters[measured]
     clusters = len(np.unique(cluster))
+    log_length = np.log(cells.length[measured])
+
+    # Both sides without what the law and the texts explain.
     jacobian_MF = _slopes(cells, fit)[measured]
     effects = Effects(group=text[measured])
-    log_length = np.log(cells.length[measured])
-    # Both sides without what the law and the texts explain.
     regressor_M, rank = _partial_out(jacobian_MF, log_length, effects)
     residual_M, _ = _partial_out(jacobian_MF, residual[measured], effects)
 
     square = float(regressor_M @ regressor_M)
+    is_explained = square <= RANK_TOLERANCE * len(residual_M)
     degrees = len(residual_M) - rank - 1
-    is_constant = square <= RANK_TOLERANCE * len(residual_M)
-    if min(degrees, clusters - texts - 1) < MIN_DEGREES or is_constant:
+    cluster_degrees = clusters - texts - 1
+    if min(degrees, cluster_degrees) < MIN_DEGREES or is_explained:
         return math.nan, math.nan
 
     slope = float(regressor_M @ residual_M) / square
     noise_M = residual_M - slope * regressor_M
+    # The slope is off by regressor' noise / square. Two variances of that numerator:
     cell_variance = float(noise_M @ noise_M) / degrees * square
     scores = np.bincount(cluster, weights=regressor_M * noise_M)
     cluster_variance = float(scores @ scores) * clusters / (clusters - 1)
-    error = math.sqrt(max(cell_variance, cluster_variance, 1e-300)) / square
-    p = float(stats.t.cdf(slope / error, clusters - texts - 1))
-    return p, -slope * float(np.ptp(log_length))
+    error = math.sqrt(max(cell_variance, cluster_variance, TINY)) / square
+
+    p = float(stats.t.cdf(slope / error, cluster_degrees))
+    missing = -slope * float(np.ptp(log_length))
+    return p, missing
 
 
 def _replicates(cells: Observations, residual: Array, parameters: int) -> float:
@@ -206,21 +222,23 @@ def _replicates(cells: Observations, residual: Array, parameters: int) -> float:
     np.add.at(counts, (point, text), 1)
     censored = np.bincount(point, weights=~cells.measured, minlength=points) > 0
     complete = (counts > 0).all(axis=1) & ~censored
-    count = int(complete.sum())
-    if texts < 2 or count - parameters < MIN_DEGREES:
+    complete_points = int(complete.sum())
+
+    lack_degrees = complete_points - parameters
+    pure_degrees = (complete_points - 1) * (texts - 1)
+    if texts < 2 or lack_degrees < MIN_DEGREES:
         return math.nan
 
     mean = sums[complete] / counts[complete]
     # How hard a text is in all, is not about the form.
     mean = mean - mean.mean(axis=0)
-    of_points = mean.mean(axis=1)
-    within = mean - of_points[:, None]
+    over_texts = mean.mean(axis=1)
+    disagreement = mean - over_texts[:, None]
 
-    degrees = count - parameters
-    within_degrees = (count - 1) * (texts - 1)
-    lack = texts * float((of_points**2).sum()) / degrees
-    pure = float((within**2).sum()) / within_degrees
-    return float(stats.f.sf(lack / max(pure, 1e-300), degrees, within_degrees))
+    # Mean squares of the lack of fit and of the pure error.
+    lack = texts * float((over_texts**2).sum()) / lack_degrees
+    pure = float((disagreement**2).sum()) / pure_degrees
+    return float(stats.f.sf(lack / max(pure, TINY), lack_degrees, pure_degrees))
 
 
 def _curves(cells: Observations, fit: LikelihoodFit) -> Array:
@@ -244,7 +262,7 @@ def _standardised(values: Array) -> Array:
 
 
 def _slopes(cells: Observations, fit: LikelihoodFit) -> Array:
-    """Derivatives of log gain by the free parameters of the law, (N, F - 1)."""
+    """Derivatives of log gain by the free parameters of the law, (N, F)."""
     design = design_of(cells, fit.centre)
     wanted = tuple(p for p in fit.form.free if p != LOG_SPREAD)
     _, slopes = log_gain_slopes(
@@ -258,7 +276,7 @@ def _added(jacobian: Array, columns: Array, residual: Array, effects: Effects) -
 
     Args:
         jacobian: of the law, (M, F).
-        columns: the further ones, (M, L).
+        columns: the further ones, (M, K).
         residual: (M,) relative.
         effects: nuisance effects of both models.
     """
@@ -271,8 +289,9 @@ def _added(jacobian: Array, columns: Array, residual: Array, effects: Effects) -
     if added < 1 or degrees < MIN_DEGREES:
         return math.nan
 
-    f = (rss_law - rss_extended) / added / max(rss_extended / degrees, 1e-300)
-    return float(stats.f.sf(f, added, degrees))
+    explained = (rss_law - rss_extended) / added
+    noise = rss_extended / degrees
+    return float(stats.f.sf(explained / max(noise, TINY), added, degrees))
 
 
 def _residual_sum(columns: Array, values: Array, effects: Effects) -> tuple[float, int]:
@@ -290,7 +309,7 @@ def _partial_out(columns: Array, values: Array, effects: Effects) -> tuple[Array
     if not len(values):
         return values, 0
     # Columns of length 1, so that one tolerance tells which of them the effects explain whole.
-    units = columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-300)
+    units = columns / np.maximum(np.linalg.norm(columns, axis=0), TINY)
     without_effects, effects_rank = effects.remove(np.column_stack([units, values]))
 
     vectors, singular, _ = np.linalg.svd(without_effects[:, :-1], full_matrices=False)
