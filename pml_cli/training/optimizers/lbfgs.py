@@ -1,8 +1,8 @@
 """L-BFGS over a bank of adapters: each cell with pairs and a line search of its own.
 
-Liu & Nocedal 1989. A step of the trainer is one forward-backward pass, of which most are the only
-trial of a line search; all cells share it. The first passes are Muon's: adapters begin at a
-saddle point (B = 0), which L-BFGS leaves slowly.
+Liu & Nocedal 1989. A step of the trainer is one forward-backward pass that all cells share: a trial
+of the line search of each, and mostly its only one. The first passes are Muon's: adapters begin at
+a saddle point (B = 0), which L-BFGS leaves slowly.
 
 Shapes: K cells, P numbers of a cell's adapter (padding included, which stays 0), C cells of the K.
 """
@@ -29,8 +29,11 @@ from pml_cli.training.optimizers.whitening import Whitening
 # Passes under Muon at the beginning.
 WARM_UP = 20
 
-# Stands in for a gradient of 0.
+# Stands in for a direction of length 0.
 TINY = 1e-30
+
+# Attributes of LBFGS that are (K, P).
+_VECTORS = ("x", "direction", "grad", "best_grad")
 
 
 class LineSearch:
@@ -71,6 +74,7 @@ class LineSearch:
             self.t = self._search.send(trial)
         except StopIteration as ended:
             self.has_ended = True
+            # An acceptable trial is the best one, even where another had a lower loss.
             if ended.value is trial:
                 self.best = trial
         return self.best is trial
@@ -85,10 +89,10 @@ class LineSearch:
     @classmethod
     def from_numbers(cls, numbers: Sequence[float]) -> LineSearch:
         """The search that `numbers` wrote down: it is given its trials again."""
-        first, largest_change, loss, slope, *trials = numbers
+        first, largest_change, loss, slope, *of_trials = numbers
         search = cls(Point(0.0, loss, slope), first, largest_change)
-        for i in range(0, len(trials), 2):
-            search.take(trials[i], trials[i + 1])
+        for trial_loss, trial_slope in zip(of_trials[::2], of_trials[1::2], strict=True):
+            search.take(trial_loss, trial_slope)
         return search
 
 
@@ -163,19 +167,22 @@ class LBFGS(Optimizer):
             # Written so that NaN is never the lowest.
             is_lower = not lowest or loss < lowest[-1]
             lowest.append(loss if is_lower else lowest[-1])
+
         if self.passes <= self.warm_up:
             self._warm_up(parameters, grads, loss_K)
             return
 
         grad = flattened(grads)
         if self.passes == self.warm_up + 1:
+            # The first searches begin where the warm-up has ended.
             self.x = flattened(parameters)
             self.grad = grad
-            arrived = dict(enumerate(losses))
+            start_losses = dict(enumerate(losses))
         else:
-            arrived = self._arrive(self._take_trials(grad, losses), lr_K)
-        self._begin(arrived, lr_K)
-        self._write(parameters, [search.t if search else 0.0 for search in self.searches])
+            ended = self._take_trials(grad, losses)
+            start_losses = self._arrive(ended, lr_K)
+        self._begin(start_losses, lr_K)
+        self._write(parameters, self._next_steps())
 
     def _warm_up(
         self, parameters: Sequence[Tensor], grads: Sequence[Tensor], loss_K: Tensor
@@ -192,17 +199,17 @@ class LBFGS(Optimizer):
             the cells whose search has ended.
         """
         slopes = dot(grad, self.direction).tolist()
-        best = []
+        improved = []
         ended = []
         for k, search in enumerate(self.searches):
             if search is None:
                 continue
             if search.take(losses[k], slopes[k]):
-                best.append(k)
+                improved.append(k)
             if search.has_ended:
                 ended.append(k)
 
-        self.best_grad[best] = grad[best]
+        self.best_grad[improved] = grad[improved]
         return ended
 
     def _arrive(self, cells: Sequence[int], lr_K: Tensor) -> dict[int, float]:
@@ -220,7 +227,8 @@ class LBFGS(Optimizer):
         for k in cells:
             search = self.searches[k]
             assert search is not None
-            # Nowhere along the steepest descent is it lower.
+            # Without pairs, nothing was lower along the first guess. After a short first trial the
+            # cell tries once more, at full length; after that it is frozen.
             has_failed = search.best is search.start and self.secants.pushed[k] == 0
             if has_failed and search.first >= float(lr_K[k]):
                 self.searches[k] = None
@@ -232,10 +240,13 @@ class LBFGS(Optimizer):
         return arrived
 
     def _move(self, cells: Tensor, t: Tensor) -> None:
-        """Move some cells, (C,), by t of their direction, (C,), and remember how."""
-        failed = cells[t == 0]
-        self.secants.forget(failed)
-        cells, t = cells[t > 0], t[t > 0]
+        """Move some cells, (C,), by t of their direction, (C,), and remember the pair (s, y)."""
+        # Where nothing was lower, the next direction is the first guess.
+        self.secants.forget(cells[t == 0])
+
+        moves = t > 0
+        cells = cells[moves]
+        t = t[moves]
         s = self.direction[cells] * t[:, None]
         grad = self.best_grad[cells]
         self.secants.push(cells, s, grad - self.grad[cells])
@@ -256,14 +267,15 @@ class LBFGS(Optimizer):
         direction = self.secants.direction(cells, grad)
         self.direction[cells] = direction
 
-        # One wait for the device.
-        size = direction.abs().sum(1).clamp(min=TINY)
+        # As in torch.optim.LBFGS: the first step without pairs has an L1 norm of 1 at most.
+        norm = direction.abs().sum(1).clamp(min=TINY)
         is_short = (self.secants.pushed[cells] == 0) & ~self._has_failed_short(losses, lr_K)
-        first = torch.where(is_short, (1 / size).clamp(max=1.0), 1.0)
+        first = torch.where(is_short, (1 / norm).clamp(max=1.0), 1.0)
         columns = [first * lr_K[cells], direction.abs().amax(1), dot(grad, direction)]
-        numbers = torch.stack([column.double() for column in columns], 1).tolist()
+        # In one tensor, so that there is one wait for the device.
+        rows = torch.stack([column.double() for column in columns], 1).tolist()
 
-        for (k, loss), (t, largest, slope) in zip(losses.items(), numbers, strict=True):
+        for (k, loss), (t, largest, slope) in zip(losses.items(), rows, strict=True):
             # Where nothing is downhill, the cell stays.
             is_downhill = slope < 0 and math.isfinite(slope)
             start = Point(0.0, loss, slope)
@@ -280,9 +292,14 @@ class LBFGS(Optimizer):
                 failed.append(last.first < float(lr_K[k]))
         return torch.tensor(failed, device=self.x.device)
 
+    def _next_steps(self) -> list[float]:
+        """Where along its direction each cell has its next trial; 0 where it has none."""
+        return [search.t if search else 0.0 for search in self.searches]
+
     def _write(self, parameters: Sequence[Tensor], steps: Sequence[float]) -> None:
         """Put every cell at so many steps along its direction."""
         t = self.x.new_tensor(steps)
+        # Not x + 0 d for a cell that stays: its d may not be finite.
         points = torch.where(t[:, None] > 0, self.x + t[:, None] * self.direction, self.x)
         sizes = [parameter[0].numel() for parameter in parameters]
         for parameter, values in zip(parameters, points.split(sizes, 1), strict=True):
@@ -293,8 +310,8 @@ class LBFGS(Optimizer):
 
     def expected_gain(self, k: int) -> float | None:
         search = self.searches[k]
-        # Of a quadratic with this inverse Hessian the minimum is half the slope away.
         slope = search.start.slope if search else self._first_slope(k)
+        # A quadratic with this inverse Hessian falls by half the slope to its minimum.
         return expected_gain(self.lowest[k], -slope / 2)
 
     @torch.no_grad()
@@ -314,7 +331,7 @@ class LBFGS(Optimizer):
     def settle(self, parameters: Sequence[Tensor], cells: Sequence[int]) -> None:
         if self.passes <= self.warm_up:
             return
-        steps = [search.t if search else 0.0 for search in self.searches]
+        steps = self._next_steps()
         for k in cells:
             search = self.searches[k]
             steps[k] = search.best.t if search else 0.0
@@ -341,8 +358,9 @@ class LBFGS(Optimizer):
         state["lbfgs.search"] = _padded(numbers)
         for name in _VECTORS:
             state[f"lbfgs.{name}"] = getattr(self, name)
-        pairs = self.secants.state().items()
-        return state | {f"lbfgs.pairs.{name}": values for name, values in pairs}
+        for name, values in self.secants.state().items():
+            state[f"lbfgs.pairs.{name}"] = values
+        return state
 
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
         self.passes = step
@@ -359,10 +377,6 @@ class LBFGS(Optimizer):
         self.secants.restore(pairs)
 
 
-# Attributes of LBFGS that are (K, P).
-_VECTORS = ("x", "direction", "grad", "best_grad")
-
-
 def flattened(parameters: Sequence[Tensor]) -> Tensor:
     """All parameters of each cell in a row, (K, P)."""
     return torch.cat([parameter.flatten(1) for parameter in parameters], 1)
@@ -370,10 +384,14 @@ def flattened(parameters: Sequence[Tensor]) -> Tensor:
 
 def _padded(rows: Sequence[Sequence[float]]) -> Tensor:
     """Rows of different lengths as one tensor of float64, the length of each row first."""
-    width = 1 + max(len(row) for row in rows)
-    padded = [[len(row), *row, *[0.0] * (width - 1 - len(row))] for row in rows]
+    longest = max(len(row) for row in rows)
+    padded = []
+    for row in rows:
+        padding = [0.0] * (longest - len(row))
+        padded.append([len(row), *row, *padding])
     return torch.tensor(padded, dtype=torch.float64)
 
 
 def _unpadded(padded: Tensor) -> list[list[float]]:
+    """The rows that `_padded` was given."""
     return [row[1 : 1 + int(row[0])] for row in padded.tolist()]
