@@ -189,7 +189,10 @@ class PackRun(TrainingObserver):
         if self.lease.cancelled and self.signals.stop is None:
             self.signals.stop = Stopped("cancelled")
 
-        is_due = self._is_checkpoint_due()
+        # Read once: a signal that comes later is for the next step.
+        stop = self.signals.stop
+        save_requested = self.signals.save_requested
+        is_due = stop is not None or save_requested or self._is_checkpoint_due()
         if self.lease.fenced or (is_due and self.lease.check_fenced()):
             raise Stopped(FENCED)
 
@@ -197,13 +200,12 @@ class PackRun(TrainingObserver):
         if is_due and step > self.attempt.first_step:
             self._save(step)
 
-        self.signals.save_requested = False
-        if self.signals.stop is not None:
-            raise self.signals.stop
+        if save_requested:
+            self.signals.save_requested = False
+        if stop is not None:
+            raise stop
 
     def _is_checkpoint_due(self) -> bool:
-        if self.signals.save_requested or self.signals.stop is not None:
-            return True
         return time.monotonic() - self._last_save >= self.owner.checkpoint_seconds
 
     def _save(self, step: int) -> None:

@@ -155,6 +155,8 @@ def run_until_empty(
             if lease.cancelled or lease.fenced:
                 raise Stopped("cancelled" if lease.cancelled else FENCED)
             if cells:
+                # Before the model is loaded, which may take minutes.
+                lease.activity = {"names": [cell.id for cell in cells]}
                 observer.pack_started(cells)
                 trainer.train(cells)
                 observer.pack_ended(cells)

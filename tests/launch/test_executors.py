@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from support.executors import check_executor
@@ -20,7 +21,8 @@ from support.processes import (
 
 from pml_cli.config.registry import declared
 from pml_cli.config.setting import faults
-from pml_cli.launch.executors.base import last_log_line
+from pml_cli.launch.executors import base
+from pml_cli.launch.executors.base import WorkerPool, last_log_line
 from pml_cli.launch.executors.inline import InlineLaunch
 from pml_cli.launch.executors.local import LocalLaunch
 from pml_cli.launch.executors.slurm import SlurmLaunch, sbatch_reason
@@ -193,6 +195,72 @@ def test_a_killed_worker_is_replaced(tmp_path):
     output, errors = driver.communicate(timeout=900)
     assert driver.returncode == 0, output + errors
     assert "9 of 9 cells done" in output
+
+
+class CountingPool(WorkerPool):
+    """A pool of three for some packs, which counts the workers that are started."""
+
+    def __init__(self, out, packs):
+        manifest = SimpleNamespace(key="sweep")
+        job = SimpleNamespace(out=out, manifest=manifest, failed_cells=frozenset)
+        super().__init__(job, LocalLaunch(), size=3)
+        self.packs = packs
+        self.alive = 0
+        self.started = 0
+
+    def free_packs(self, snapshot):
+        busy = {name for process in snapshot.running for name in process.cells}
+        return [pack for pack in self.packs if pack not in busy]
+
+    def start(self, packs):
+        self.started += len(packs)
+        self.alive += len(packs)
+        return len(packs)
+
+    def count_workers(self):
+        return self.alive
+
+    def describe(self, count):
+        return f"{count} workers"
+
+    def interrupted(self, stopped):
+        return ""
+
+
+def look_at_workers(*claimed):
+    """A snapshot of workers, each with the cells that it has claimed."""
+    running = [
+        SimpleNamespace(kind="local", order="sweep", cells=cells, trains=True) for cells in claimed
+    ]
+    return SimpleNamespace(running=running, training=running, done=[], failed={})
+
+
+def test_workers_that_start_up_are_not_doubled_and_a_dead_one_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "SETTLE_SECONDS", -1.0)
+    pool = CountingPool(tmp_path, ["a", "b"])
+    restarts = base._Restarts(pool)
+    pool.alive = 2
+    # Both import torch; then one has claimed a pack; then the other too, and loads its model.
+    for snapshot in (look_at_workers(), look_at_workers([], ["a"]), look_at_workers(["b"], ["a"])):
+        assert restarts.start_missing(snapshot)
+        assert pool.started == 0
+
+    pool.alive = 1
+    assert restarts.start_missing(look_at_workers(["a"]))
+    assert pool.started == 1
+
+    # However long the loading takes, the launches of workers that live are not futile.
+    for _ in range(5):
+        assert restarts.start_missing(look_at_workers(["a"], []))
+    assert pool.started == 1
+    for expected in (2, 3):
+        pool.alive -= 1
+        assert restarts.start_missing(look_at_workers(["a"]))
+        assert pool.started == expected
+
+    # All are dead, and none of the last launches has brought anything.
+    pool.alive = 0
+    assert not restarts.start_missing(look_at_workers())
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ The tiny model, few steps.
 import contextlib
 import errno
 import gc
+import itertools
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ from pml_cli.config.schema import MlpBlockAdapter, Model, Run, Train
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.errors import UserError
 from pml_cli.launch import pack_trainer
+from pml_cli.launch.pack_run import PackRun
 from pml_cli.launch.packing import check
 from pml_cli.launch.signals import Signals, Stopped
 from pml_cli.model import modules
@@ -500,6 +502,24 @@ def test_interrupted_three_times_with_minibatches_dropout_and_cells_that_leave(w
         assert last.checkpoints() == []
     assert_same_runs(last.out, whole.out, cells[:3])
     assert RunFolder(last.out, cells[3].id).failure() == RunFolder(whole.out, cells[3].id).failure()
+
+
+def test_a_signal_between_two_looks_at_it_leaves_a_checkpoint(workplace, monkeypatch):
+    """It comes while the trainer asks whether a checkpoint is due, as a clock may have it."""
+    cells = planned(ranks=(2, 1))
+    looks = itertools.count()
+    is_checkpoint_due = PackRun._is_checkpoint_due
+
+    def interrupted(self):
+        if next(looks) == BREAK:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return is_checkpoint_due(self)
+
+    monkeypatch.setattr(PackRun, "_is_checkpoint_due", interrupted)
+    with workplace() as first:
+        with first.trainer.signals, pytest.raises(Stopped):
+            first.train(cells)
+        assert [event["step"] for event in first.events("checkpoint")] == [BREAK + 1]
 
 
 def test_a_cancellation_leaves_a_checkpoint(workplace):

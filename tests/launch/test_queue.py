@@ -213,6 +213,17 @@ def test_a_cell_of_another_grid_within_a_pack_does_not_hold_up_the_rest(
 # -- the loop
 
 
+def test_claimed_cells_are_told_before_they_are_trained(tmp_path, packs, lease):
+    """The driver counts packs that nobody has claimed; a model may load for minutes."""
+
+    def train(cells):
+        assert lease.activity["names"] == ids(cells)
+        finish(tmp_path, cells)
+
+    run_loop(PackQueue(tmp_path, packs, lease), train)
+    assert lease.activity == {}
+
+
 def test_the_loop_trains_each_pack_once_and_frees_it(tmp_path, packs, lease):
     trained = []
 

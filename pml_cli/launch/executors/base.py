@@ -229,6 +229,14 @@ class WorkerPool(Executor):
             if not any(cell.id in busy for cell in pack.cells)
         ]
 
+    def count_busy(self, snapshot: Snapshot) -> int:
+        """How many workers of this sweep have claimed a pack."""
+        kind, sweep = self.settings.kind, self.job.manifest.key
+        return sum(
+            process.kind == kind and process.order == sweep and bool(process.cells)
+            for process in snapshot.running
+        )
+
     def record_launch(self, job: str = "") -> None:
         """Write down this launch, so that `pml cancel` also ends workers that still start up.
 
@@ -285,7 +293,11 @@ class _Restarts:
         running = pool.count_workers()
         if running is None or time.monotonic() - self._last_launch <= SETTLE_SECONDS:
             return True
-        if running >= pool.size or not pool.free_packs(snapshot):
+
+        # Workers that start up or wait will take free packs.
+        idle = max(0, running - pool.count_busy(snapshot))
+        left_over = pool.free_packs(snapshot)[idle:]
+        if running >= pool.size or not left_over:
             return True
 
         ended = len(snapshot.done) + len(snapshot.failed)
@@ -296,7 +308,7 @@ class _Restarts:
         if self._fruitless >= FRUITLESS_LAUNCHES and not snapshot.training and not running:
             return False
 
-        pool.start(pool.free_packs(snapshot))
+        pool.start(left_over)
         self._last_launch = time.monotonic()
         return True
 
