@@ -56,6 +56,11 @@ class CellPlan:
         return self.rows * self.tokens
 
     @property
+    def work(self) -> int:
+        """Input tokens of the whole training, padding included: the measure of progress."""
+        return self.step_tokens * self.steps
+
+    @property
     def is_sampled(self) -> bool:
         """Whether a step sees only some of the samples: minibatches, or a curriculum."""
         if self.run.train.curriculum:

@@ -128,7 +128,7 @@ class SweepManifest:
         cells = list(itertools.chain.from_iterable(pack.cells for pack in packs))
         return cls(
             path=manifest_path(out, _key(cell.id for cell in cells)),
-            work={cell.id: cell.step_tokens * cell.steps for cell in cells},
+            work={cell.id: cell.work for cell in cells},
             hashes={cell.id: cell.tokens_hash for cell in cells},
             steps={cell.id: cell.steps for cell in cells},
             requested_at=time.time(),

@@ -128,7 +128,6 @@ class PackRun(TrainingObserver):
             "cells": len(names),
             "steps": self.attempt.pack[0].steps,
             "first": step,
-            "work": Pack(cells=self.attempt.cells).tokens,
         }
         self.lease.log_event("start", cells=names, step=step)
 

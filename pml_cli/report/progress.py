@@ -23,7 +23,6 @@ from rich.text import Text
 
 from pml_cli.data.cell import CellPlan
 from pml_cli.launch.observer import RunObserver
-from pml_cli.launch.pack import Pack
 from pml_cli.report.sweep_grid import CellState, SweepGrid
 
 if TYPE_CHECKING:
@@ -207,7 +206,7 @@ class SweepDisplay(_ProgressDisplay, RunObserver):
     def of(cls, plan: SweepPlan, console: Console, title: str = "") -> SweepDisplay:
         """The display of a sweep, perhaps with a title."""
         cells = sum(len(pack.cells) for pack in plan.todo)
-        work = sum(pack.tokens for pack in plan.todo)
+        work = sum(cell.work for pack in plan.todo for cell in pack.cells)
         return cls(console, cells, work, title, SweepGrid(plan.cells, plan.done))
 
     def __enter__(self) -> Self:
@@ -218,7 +217,7 @@ class SweepDisplay(_ProgressDisplay, RunObserver):
         self._show("loading the base model")
 
     def pack_started(self, cells: Sequence[CellPlan]) -> None:
-        self._pack_work = Pack(cells=list(cells)).tokens
+        self._pack_work = sum(cell.work for cell in cells)
         self.grid.mark([cell.id for cell in cells], CellState.TRAINING)
 
     def step_logged(self, report: StepReport) -> None:

@@ -1,12 +1,14 @@
 """Displays: what a strip of p shows, and plain lines where there is no terminal."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from pml_cli.config.schema import Model, Run
+from pml_cli.launch.manifest import SweepManifest
 from pml_cli.launch.pack import Pack
 from pml_cli.launch.packing import check
 from pml_cli.launch.status import RunningProcess, Snapshot
@@ -60,7 +62,7 @@ def test_piped_probe_prints_plain_lines():
 def test_sweep_display_counts_cells_and_failures():
     cells = check([Run(rank=rank, seqlen=8, model=Model(device="cpu")) for rank in (1, 2, 4)])
     out = io.StringIO()
-    with SweepDisplay(Console(file=out), cells=3, work=Pack(cells=cells).tokens) as display:
+    with SweepDisplay(Console(file=out), cells=3, work=sum(cell.work for cell in cells)) as display:
         display.loading()
         display.pack_started(cells[:2])
         display.cell_ended(cells[0], None)
@@ -102,6 +104,23 @@ def test_sweep_display_follows_workers(tmp_path):
     assert (display.ended, display.failed) == (2, 1)
     assert display.completed == pytest.approx(250 / 300)
     assert out.getvalue() == "2 processes started\n"
+
+
+def test_nothing_is_done_while_the_workers_load(tmp_path):
+    """The padding of a pack of two lengths is in neither count."""
+    cells = check([Run(rank=1, seqlen=n, model=Model(device="cpu")) for n in (64, 128)])
+    plan = SimpleNamespace(cells=cells, done=frozenset(), todo=[Pack(cells=cells)])
+    snapshot = Snapshot(
+        work=SweepManifest.planned(tmp_path, plan.todo).work,
+        done=[],
+        failed={},
+        running=[],
+        resumable={},
+        jobs=[],
+    )
+    with SweepDisplay.of(plan, Console(file=io.StringIO())) as display:
+        display.snapshot_taken(snapshot)
+        assert display.completed == 0
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
