@@ -8,6 +8,7 @@ import pandas as pd
 
 from pml_cli.law.analysis import Analysis
 from pml_cli.law.findings import NOT_IDENTIFIED, Finding, finding
+from pml_cli.law.power_law import MIN_DISTINCT
 
 # Ranks and lengths of a sweep where nothing was measured.
 FIRST_RANKS = (2, 4, 8, 16)
@@ -23,7 +24,7 @@ def conclusions(cells: pd.DataFrame, analysis: Analysis) -> list[Finding]:
     """What a fit allows to conclude, and what to run next.
 
     Args:
-        cells: those that the laws saw, with the columns rank, target_tokens and kept.
+        cells: those that the laws saw, with the columns rank, seqlen and kept.
         analysis: all laws on them; the conclusions are about the chosen one.
     """
     ranks, lengths = next_sweep(cells)
@@ -71,12 +72,12 @@ def next_sweep(cells: pd.DataFrame) -> tuple[tuple[int, ...], tuple[int, ...]]:
     It extends the grid towards unsaturated cells, by factors of 2.
 
     Args:
-        cells: with the columns rank, target_tokens and kept (False where saturated).
+        cells: with the columns rank, seqlen and kept (False where saturated).
     """
     if cells.empty:
         return FIRST_RANKS, FIRST_LENGTHS
     ranks = sorted({int(value) for value in cells["rank"]})
-    lengths = sorted({int(value) for value in cells["target_tokens"]})
+    lengths = sorted({int(value) for value in cells["seqlen"]})
 
     unsaturated = cells[cells["kept"].astype(bool)]
     half_saturated = len(unsaturated) < len(cells) / 2
@@ -92,4 +93,7 @@ def next_sweep(cells: pd.DataFrame) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if mostly_unsaturated:
             ranks.append(2 * max(ranks))
         ranks = sorted(set(ranks))
+        # Below rank 1 there is nothing to add.
+        while len(ranks) < MIN_DISTINCT:
+            ranks.append(2 * ranks[-1])
     return tuple(ranks), tuple(lengths)

@@ -113,13 +113,15 @@ TEMPLATES: dict[str, str] = {
     "few_clusters": "only {clusters} clusters (texts x lengths); {needed} are needed",
     "recall_not_measured": "no cell has measured exact recall",
     "recall_nowhere": (
-        "no cell is recalled exactly: {larger} or shorter texts would show where recall begins"
+        "no cell recalls half of its targets exactly: {larger} or shorter texts would show where "
+        "recall begins"
     ),
     "recall_first_token": (
         "no cell is recalled exactly, because none has learned its first token (see the warning)"
     ),
     "recall_everywhere": (
-        "every cell is recalled exactly: {smaller} or longer texts would show where recall ends"
+        "every cell recalls at least half of its targets exactly: {smaller} or longer texts would "
+        "show where recall ends"
     ),
     "recall_not_monotone": (
         "exact recall does not rise with {quantity} and fall with length in these cells"
@@ -222,7 +224,8 @@ def _texts(values: Values, axis: SizeAxis) -> dict[str, Any]:
 def _sweep_command(ranks: Sequence[int], lengths: Sequence[int]) -> str:
     rank = ",".join(map(str, ranks))
     length = ",".join(map(str, lengths))
-    return f"`pml sweep rank={rank} seqlen={length}` (other settings as before)"
+    command = f"`pml sweep rank={rank} seqlen={length}`"
+    return f"{command} (other settings as before, as far as the data reach)"
 
 
 def _few_distinct_values(values: Values) -> str:

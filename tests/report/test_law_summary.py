@@ -86,3 +86,15 @@ def test_several_groups_have_a_line_each_and_each_remark_once(group, unidentifie
     assert "warning: few: only 2 distinct unsaturated ranks" in words
     assert lines[-1] == f"next: {NEXT}"
     assert max(map(len, lines)) <= 80
+
+
+def test_numbers_of_one_group_are_not_given_to_others(group):
+    near, far = (finding("form_rejected", p=1e-9, percent=percent) for percent in (12.0, 30.0))
+    groups = [
+        replace(group, name=name, slug=name, warnings=[found])
+        for name, found in (("a", near), ("b", far), ("c", near))
+    ]
+    words = " ".join(printed(summary_table(groups, NEXT)))
+    assert "warning: a (2 other groups: similar): " in words
+    words = " ".join(printed(summary_table([groups[0], groups[2]], NEXT)))
+    assert "warning: a (and 1 other group): " in words

@@ -240,7 +240,7 @@ def _table_cells(group: GroupFit) -> list[str | Text]:
 
 
 def _shared_remarks(groups: Sequence[GroupFit]) -> list[_Line]:
-    """Why groups have no law, and their warnings: each kind once, of the first group."""
+    """Why groups have no law, and their warnings: each kind once, with the words of one group."""
     remarks_of: dict[str, list[tuple[GroupFit, Finding]]] = {}
     for group in groups:
         remarks = [remark for remark in group.warnings if remark.code not in NOTES]
@@ -253,11 +253,14 @@ def _shared_remarks(groups: Sequence[GroupFit]) -> list[_Line]:
     lines = []
     for remarked in remarks_of.values():
         first, remark = remarked[0]
+        said = sentence(remark, first.axis)
         others = {group.slug for group, _ in remarked} - {first.slug}
-        where = f"{first.name}"
+        where = first.name
         if others:
-            where += f" (and {counted(len(others), 'other group')})"
-        lines.append(_Line(f"warning: {where}: {sentence(remark, first.axis)}", "yellow"))
+            same = all(sentence(other, group.axis) == said for group, other in remarked)
+            more = counted(len(others), "other group")
+            where += f" (and {more})" if same else f" ({more}: similar)"
+        lines.append(_Line(f"warning: {where}: {said}", "yellow"))
     return lines
 
 
