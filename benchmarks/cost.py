@@ -49,10 +49,10 @@ from pml_cli.config.option_files import shipped
 from pml_cli.config.schema import MlpBlockAdapter, Model, Run, Train
 from pml_cli.data.sources.random import RandomData
 from pml_cli.launch import cost_model
-from pml_cli.launch.devices import MEMORY_SHARE
 from pml_cli.launch.pack import Pack
 from pml_cli.launch.packing import Packing, check, make_packs
 from pml_cli.launch.throughput import makespan
+from pml_cli.model.device import MEMORY_SHARE
 from pml_cli.model.dims import decoder_shape
 from pml_cli.model.loading import load_model
 

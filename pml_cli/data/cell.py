@@ -48,6 +48,10 @@ class CellPlan:
     checkpointing: bool = False
     """Whether activation checkpointing runs the layers above the adapter twice, to keep less."""
 
+    stream: bool | None = None
+    """Whether the layers below the adapter are read one at a time; None: it depends on the memory
+    where the model is loaded, which was not known."""
+
     @property
     def step_tokens(self) -> int:
         """Input tokens of one step, padding included."""

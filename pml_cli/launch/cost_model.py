@@ -29,7 +29,6 @@ from pml_cli.model.dims import (
     Matrix,
     Stage,
     decoder_shape,
-    is_streamed,
     model_dims,
 )
 from pml_cli.training.limits import (
@@ -89,13 +88,13 @@ def peak_memory(pack: Pack) -> int:
 
     Weights, prefix cache, adapters, what `loss.keep` needs, and the larger of a training step and
     an evaluation. Of a streamed model only the layers above the adapter, the head and one more
-    layer are there. What the runtime and the allocator of the device take is not included (on CUDA
-    0.5 GiB and more).
+    layer are there; where streaming is left to the workers, the model is priced whole. What the
+    runtime and the allocator of the device take is not included (on CUDA 0.5 GiB and more).
     """
     work = PackWork(pack)
     training = work.prefix_cache_bytes() + work.adapter_bytes() + _compute_bytes(work, pack)
     training += work.penalty_bytes()
-    if not is_streamed(work.run.model):
+    if not pack.model.stream:
         return round(work.shape.parameters * work.number_bytes + training)
 
     weights = (

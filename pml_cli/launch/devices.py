@@ -8,15 +8,13 @@ from collections.abc import Sequence
 
 from pml_cli.config.schema import Run
 from pml_cli.model.device import (
+    MEMORY_SHARE,
     allowed_gpus,
     device_kind,
     device_memory,
     gpu_files,
     nvidia_smi,
 )
-
-# Share of a device's memory that packs may fill: the cost model counts tensors alone.
-MEMORY_SHARE = 0.8
 
 
 def local_devices(count: int, runs: Sequence[Run]) -> list[str]:

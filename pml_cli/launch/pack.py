@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from pml_cli.config.schema import Model
 from pml_cli.data.cell import CellPlan, PackedSize
 from pml_cli.results.run_folders import RunFolders
 
@@ -17,6 +18,15 @@ class Pack:
     """Cells with the same model, adapter kind and number of steps, and of similar lengths."""
 
     cells: list[CellPlan]
+
+    @property
+    def model(self) -> Model:
+        """The base model as it is to be loaded, with what was planned for `stream`.
+
+        The runs keep their own setting: their adapters may be asked on another device.
+        """
+        cell = self.cells[0]
+        return replace(cell.run.model, stream=cell.stream)
 
     @property
     def checkpointing(self) -> bool:

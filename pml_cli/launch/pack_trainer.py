@@ -309,14 +309,14 @@ class PackTrainer:
         Raises:
             UserError: it cannot be loaded, or has no modules for the pack's adapters.
         """
-        run = pack.cells[0].run
-        if self._base is None or self._base[0] != repr(run.model):
+        model = pack.model
+        if self._base is None or self._base[0] != repr(model):
             # The previous model is freed first, because both may not fit.
             self.release_base()
-            self._base = (repr(run.model), load_model(run.model))
+            self._base = (repr(model), load_model(model))
 
         base = self._base[1]
-        base.sites(run.adapter)
+        base.sites(pack.cells[0].run.adapter)
         return base
 
     def close(self) -> None:

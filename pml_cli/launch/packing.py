@@ -25,7 +25,7 @@ from pml_cli.launch.cost_model import peak_memory
 from pml_cli.launch.devices import memory_per_worker
 from pml_cli.launch.pack import Pack
 from pml_cli.model.device import device_kind
-from pml_cli.model.dims import check_adapter, check_start
+from pml_cli.model.dims import check_adapter, check_start, is_streamed
 from pml_cli.results.run_folders import run_key
 from pml_cli.results.run_id import model_hash, run_id
 
@@ -110,6 +110,7 @@ def _plan(run: Run) -> CellPlan:
         tokens=longest - 1,
         packed=packed_size_of(run, min(batch, len(samples))),
         checkpointing=run.model.checkpointing is True,
+        stream=run.model.stream,
     )
 
 
@@ -204,7 +205,7 @@ class Packing:
     """Whether model.device=auto is a GPU; None: as on this machine."""
 
     memory: int | None = None
-    """Bytes of one device; None: unknown, and not considered."""
+    """Bytes that one worker may fill; None: unknown, and not considered."""
 
 
 def packing_for(launch: Launch, cells: Sequence[CellPlan]) -> Packing:
@@ -274,7 +275,7 @@ def _cut(
     for group in groups.values():
         kind = device_kind(group[0].run.model.device, packing.gpu)
         budget = (packing.pack_tokens or PACK_TOKENS[kind]) // parts
-        packs += _fill_packs(group, budget)
+        packs += _fill_packs(_with_stream(group, packing.memory), budget)
 
     if packing.memory is not None:
         fitting = [_fit_memory(pack, packing.memory, memory_of) for pack in packs]
@@ -304,6 +305,19 @@ def _compatible_key(cell: CellPlan) -> str:
             cell.is_sampled,
         )
     )
+
+
+def _with_stream(cells: Sequence[CellPlan], memory: int | None) -> Sequence[CellPlan]:
+    """Cells of one model, told whether it is streamed: every worker then does as was priced.
+
+    Args:
+        cells: that use the model.
+        memory: bytes that one worker may fill; None: unknown, each worker decides by its device.
+    """
+    if memory is None:
+        return cells
+    stream = is_streamed(cells[0].run.model, memory)
+    return [dataclasses.replace(cell, stream=stream) for cell in cells]
 
 
 def _fill_packs(cells: Sequence[CellPlan], budget: int) -> list[Pack]:

@@ -36,7 +36,7 @@ class Trainer(Protocol):
 
 def model_key(pack: Pack) -> str:
     """Equal for packs that use one loaded model; one string for all of them."""
-    return sys.intern(repr(pack.cells[0].run.model))
+    return sys.intern(repr(pack.model))
 
 
 class PackQueue:

@@ -21,6 +21,9 @@ from pml_cli.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+# Share of a device's memory that may be filled: what is counted are tensors alone.
+MEMORY_SHARE = 0.8
+
 # Memory limit of the control group (container) that this process runs in.
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -138,6 +141,18 @@ def pick_device(device: str) -> torch.device:
             last = f"the last CUDA device here is cuda:{count - 1}"
             raise UserError(f"model.device={device}: {last}")
     return picked
+
+
+def usable_memory(device: torch.device) -> int:
+    """Bytes that tensors may fill on a device that this process has for itself."""
+    import torch
+
+    if device.type == "cuda":
+        # Of a slice of a GPU (MIG) its own memory; nvidia-smi tells that of the whole GPU.
+        total = torch.cuda.get_device_properties(device).total_memory
+    else:
+        total = _machine_memory()
+    return int(MEMORY_SHARE * total)
 
 
 def free_memory() -> None:

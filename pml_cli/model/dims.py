@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +12,9 @@ from safetensors import SafetensorError, safe_open
 
 from pml_cli.config.schema import Adapter, LinearAdapter, Model, Run
 from pml_cli.errors import UserError, did_you_mean, first_line
-from pml_cli.model.device import device_kind, device_memory
 from pml_cli.model.families import FAMILIES, ModelFamily, Role, family_of
 from pml_cli.model.gguf import gguf_file
 from pml_cli.model.model_config import config_fields
-
-# Share of a device's memory that weights may fill before layers are streamed.
-WEIGHTS_SHARE = 0.8
 
 # Bytes of one number of a dtype.
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -284,11 +279,15 @@ def _matrices(
     return {name: by_role[role] for name, role in roles}
 
 
-def is_streamed(model: Model) -> bool:
+def is_streamed(model: Model, memory: int | None) -> bool:
     """Whether the layers that training does not need are read one at a time.
 
-    `model.stream` decides; if it is None, a model is streamed whose weights do not fit the device.
+    `model.stream` decides; if it is None, a model is streamed whose weights do not fit the memory.
     A GGUF file is always loaded whole.
+
+    Args:
+        model: its settings.
+        memory: bytes that tensors may fill where the model is loaded; None: unknown.
 
     Raises:
         UserError: `model.stream` is true for a GGUF file.
@@ -298,16 +297,6 @@ def is_streamed(model: Model) -> bool:
             reason = "must be null or false for a GGUF file, which is dequantised as a whole"
             raise UserError(f"model.stream=true: {reason}")
         return False
-    if model.stream is not None or model.weights == "random":
+    if model.stream is not None or model.weights == "random" or memory is None:
         return bool(model.stream)
-
-    memory = _device_memory(device_kind(model.device))
-    if memory is None:
-        return False
-    weights = decoder_shape(model).parameters * BYTES[model.dtype]
-    return weights > WEIGHTS_SHARE * memory
-
-
-@lru_cache(maxsize=2)
-def _device_memory(kind: str) -> int | None:
-    return device_memory(kind)
+    return decoder_shape(model).parameters * BYTES[model.dtype] > memory

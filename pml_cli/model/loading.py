@@ -13,7 +13,7 @@ from torch import nn
 
 from pml_cli.config.schema import Model
 from pml_cli.errors import UserError, and_n_more
-from pml_cli.model.device import pick_device
+from pml_cli.model.device import pick_device, usable_memory
 from pml_cli.model.dims import is_streamed, model_dims
 from pml_cli.model.faults import one_line
 from pml_cli.model.files import local_folder, locate
@@ -32,6 +32,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 def load_model(settings: Model) -> SplitModel:
     """Load a model; weights are read from safetensors or GGUF only.
+
+    Where `stream` is None, it is as if this process had the whole device: a worker that shares it
+    is told by the plan (`Pack.model`).
 
     Args:
         settings: of the model.
@@ -52,7 +55,7 @@ def load_model(settings: Model) -> SplitModel:
         return _split(_random_model(settings).to(device), settings)
 
     _refuse_adapter(settings)
-    if is_streamed(settings):
+    if is_streamed(settings, usable_memory(device)):
         return _streamed_model(settings, device)
     return _split(_whole_model(settings).to(device), settings)
 
@@ -221,7 +224,7 @@ def check_weights(settings: Model) -> None:
         return
     if gguf_file(settings.path) is not None:
         # Reports what cannot be read one layer at a time.
-        is_streamed(settings)
+        is_streamed(settings, None)
         return
 
     _refuse_adapter(settings)

@@ -1,11 +1,13 @@
 """Devices by name, and the memory of a device."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from pml_cli.config.schema import Model
 from pml_cli.errors import UserError
-from pml_cli.model.device import device_kind, out_of_memory, pick_device
+from pml_cli.model.device import device_kind, out_of_memory, pick_device, usable_memory
 from pml_cli.model.loading import load_model
 
 
@@ -37,6 +39,17 @@ def test_a_cuda_device_beyond_the_last_is_refused(monkeypatch):
 )
 def test_the_kind_of_a_device_without_torch(device, has_gpu, kind):
     assert device_kind(device, has_gpu) == kind
+
+
+def test_a_gpu_is_as_large_as_its_driver_tells_this_process(monkeypatch):
+    """Of a slice (MIG) that is less than nvidia-smi tells of the GPU."""
+    sizes = {"cuda:0": 1000, "cuda:1": 500}
+
+    def properties(device):
+        return SimpleNamespace(total_memory=sizes[str(device)])
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    assert usable_memory(torch.device("cuda:1")) == 400
 
 
 @pytest.mark.parametrize(

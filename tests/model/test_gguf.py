@@ -114,12 +114,12 @@ def test_it_can_be_built_without_weights(file):
 
 
 def test_streaming_is_refused_and_the_automatic_choice_loads_whole(file, monkeypatch):
-    from pml_cli.model import dims
+    from pml_cli.model import loading
 
     for check in (load_model, check_weights):
         with pytest.raises(UserError, match=r"^model\.stream=true: must be null or false for a G"):
             check(settings(file, stream=True))
-    monkeypatch.setattr(dims, "_device_memory", lambda _kind: 1)
+    monkeypatch.setattr(loading, "usable_memory", lambda _device: 1)
     assert load_model(settings(file)).stream is None
 
 

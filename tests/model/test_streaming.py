@@ -20,7 +20,7 @@ from pml_cli.config.setting import faults
 from pml_cli.data.sources.random import RandomData
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
-from pml_cli.model import dims
+from pml_cli.model import device, dims
 from pml_cli.model.families import FAMILIES as FAMILY_RECORDS
 from pml_cli.model.loading import load_model
 from pml_cli.results.run_id import run_id
@@ -112,19 +112,24 @@ def test_streaming_changes_no_run_id_and_refuses_random_weights(model_folder):
     assert fault.startswith("model.stream=true:")
 
 
-@pytest.mark.parametrize(
-    ("share_of_memory", "expected"), [(0.9, True), (0.7, False), (None, False)]
-)
-def test_weights_that_do_not_fit_are_streamed_by_default(
+@pytest.mark.parametrize(("spare", "expected"), [(-1, True), (0, False), (None, False)])
+def test_weights_that_do_not_fit_are_streamed_by_default(model_folder, spare, expected):
+    folder = model_folder("llama")
+    weights = dims.decoder_shape(local(folder)).parameters * 4
+    memory = None if spare is None else weights + spare
+    assert dims.is_streamed(local(folder), memory) is expected
+    assert dims.is_streamed(local(folder, stream=False), memory) is False
+    assert dims.is_streamed(local(folder, stream=True), memory) is True
+
+
+@pytest.mark.parametrize(("share_of_memory", "expected"), [(0.9, True), (0.7, False)])
+def test_without_a_plan_the_whole_device_decides(
     model_folder, monkeypatch, share_of_memory, expected
 ):
     folder = model_folder("llama")
     weights = dims.decoder_shape(local(folder)).parameters * 4
-    memory = None if share_of_memory is None else weights / share_of_memory
-    monkeypatch.setattr(dims, "_device_memory", lambda kind: memory)
-    assert dims.is_streamed(local(folder)) is expected
-    assert dims.is_streamed(local(folder, stream=False)) is False
-    assert dims.is_streamed(local(folder, stream=True)) is True
+    monkeypatch.setattr(device, "_machine_memory", lambda: int(weights / share_of_memory))
+    assert (load_model(local(folder)).stream is not None) is expected
 
 
 @pytest.mark.parametrize("fault", ["missing", "another shape"])

@@ -57,6 +57,12 @@ def show(
     lines = []
     if len(packs) > MAX_PACKS:
         lines.append(f"and {len(packs) - MAX_PACKS} more packs")
+    streamed = sum(bool(pack.model.stream) for pack in packs)
+    if streamed:
+        lines.append(
+            f"{streamed} of {counted(packs, 'pack')} read the layers below the adapter one at a "
+            "time (model.stream)"
+        )
     checkpointing = sum(pack.checkpointing for pack in packs)
     if checkpointing:
         lines.append(
