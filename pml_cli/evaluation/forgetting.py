@@ -7,7 +7,7 @@ Shapes: K cells, n windows of text, N scored tokens of them, V vocabulary, D hid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -28,8 +28,9 @@ from pml_cli.training.scoring import PackInputs, scored_hidden, zero_adapters
 MAX_LOGITS = 2**23
 MIN_TOKENS = 64
 
-# Texts whose hidden states are kept for the next adapters.
-MAX_READINGS = 16
+# Input tokens whose hidden states are kept for the next adapters: of all short texts, of a long one
+# the last parts alone.
+KEPT_TOKENS = 8 * EVALUATION_TOKENS
 
 Forgetting: TypeAlias = dict[str, float | int | None]
 
@@ -61,6 +62,12 @@ class WindowMeans:
         """Rise of the loss of each window through the adapter, nats per token, (n,)."""
         rise: NDArray[np.float64] = self.means["loss"] - self.means["base_loss"]
         return rise
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[WindowMeans]) -> WindowMeans:
+        """The windows of all parts of a text."""
+        means = {name: np.concatenate([part.means[name] for part in parts]) for name in _MEANS}
+        return cls(tokens=np.concatenate([part.tokens for part in parts]), means=means)
 
 
 class BaseTokens:
@@ -109,7 +116,10 @@ def _precise(logits: Tensor) -> Tensor:
 
 
 class BaseReading:
-    """Windows of text as the base reads them: once, however many adapters are compared with it."""
+    """Windows of text as the base reads them: once, however many adapters are compared with it.
+
+    All of them are in one forward pass; `Readings` takes a long text part by part.
+    """
 
     @torch.no_grad()
     def __init__(self, base: SplitModel, bank: AdapterBank, windows: Sequence[Sample]) -> None:
@@ -132,13 +142,17 @@ class BaseReading:
         self._hidden_ND = hidden_nTD.flatten(0, 1)[layout.scored]
         self._targets_N = layout.targets
 
+    @property
+    def input_tokens(self) -> int:
+        """Tokens whose hidden states are held, with padding."""
+        return self._inputs.data.ids.numel()
+
     @torch.no_grad()
     def compare(self, bank: AdapterBank) -> list[WindowMeans]:
         """How the predictions of each adapter of a bank differ from those of the base."""
         by_cell = []
         # Each cell reads all windows; as many at a time as fit into one evaluation.
-        rows, tokens = self._inputs.data.ids.shape
-        size = max(1, EVALUATION_TOKENS // (rows * tokens))
+        size = max(1, EVALUATION_TOKENS // self.input_tokens)
         for cells in torch.arange(len(bank)).split(size):
             by_cell += self._compare_cells(bank.select(cells.tolist()))
         return by_cell
@@ -193,7 +207,7 @@ class Readings:
         Returns:
             one of each cell; None where it has no text.
         """
-        # The base reads each text once, however many adapters read it.
+        # The base reads each text for all of the adapters that read it.
         by_text: dict[tuple[Sample, ...], list[int]] = {}
         for k, windows in enumerate(cells):
             if windows:
@@ -201,18 +215,37 @@ class Readings:
 
         results: list[WindowMeans | None] = [None] * len(cells)
         for text, indices in by_text.items():
-            compared = self._reading(bank, text).compare(bank.select(indices))
+            compared = self._compare(bank.select(indices), text)
             for k, means in zip(indices, compared, strict=True):
                 results[k] = means
         return results
 
-    def _reading(self, bank: AdapterBank, text: tuple[Sample, ...]) -> BaseReading:
-        if text not in self._readings:
-            # The oldest is forgotten: each holds the hidden states of its text.
-            if len(self._readings) == MAX_READINGS:
-                self._readings.pop(next(iter(self._readings)))
-            self._readings[text] = BaseReading(self._base, bank, text)
-        return self._readings[text]
+    def _compare(self, bank: AdapterBank, text: tuple[Sample, ...]) -> list[WindowMeans]:
+        """How each adapter of a bank differs from the base on one text, a part of it at a time."""
+        by_part = [self._reading(bank, part).compare(bank) for part in _parts(text)]
+        return [WindowMeans.concatenate(of_cell) for of_cell in zip(*by_part, strict=True)]
+
+    def _reading(self, bank: AdapterBank, part: tuple[Sample, ...]) -> BaseReading:
+        if part not in self._readings:
+            # Before the next is read, so that no more exist at once.
+            self._forget_oldest(KEPT_TOKENS - EVALUATION_TOKENS)
+            self._readings[part] = BaseReading(self._base, bank, part)
+        return self._readings[part]
+
+    def _forget_oldest(self, tokens: int) -> None:
+        """Forget readings until they hold so many tokens at most."""
+        held = sum(reading.input_tokens for reading in self._readings.values())
+        for part in list(self._readings):
+            if held > tokens:
+                held -= self._readings.pop(part).input_tokens
+
+
+def _parts(text: tuple[Sample, ...]) -> Iterator[tuple[Sample, ...]]:
+    """The windows of a text, as many at a time as fit into one evaluation."""
+    longest = max(len(window.prompt) + len(window.target) for window in text)
+    size = max(1, EVALUATION_TOKENS // longest)
+    for start in range(0, len(text), size):
+        yield text[start : start + size]
 
 
 def measure(base: SplitModel, bank: AdapterBank, cells: SamplesByCell) -> list[Forgetting]:

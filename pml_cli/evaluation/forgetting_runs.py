@@ -61,7 +61,7 @@ MORE_FIELDS = ("token_accuracy", "exact_match", "keep", "keep_harm")
 # Tokens of a text, more than any has.
 ALL_TOKENS = 2**40
 
-# After so many, what was measured is written down. The base has read the texts already.
+# After so many, what was measured is written down. The base has read short texts already.
 RUNS_AT_ONCE = 4
 
 
@@ -187,7 +187,7 @@ def measure(
     on_measured: OnMeasured,
     on_stage: OnStage = no_stage,
 ) -> None:
-    """Measure every run; each model is loaded once, and reads each text once.
+    """Measure every run; each model is loaded once, and reads a short text once.
 
     Args:
         runs: what to measure.

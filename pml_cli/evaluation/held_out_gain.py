@@ -6,19 +6,15 @@ target: the part of dL that is there at any rank and length, the offset b of the
 
 from __future__ import annotations
 
-import torch
-
 from pml_cli.io import finite_or_none
 from pml_cli.model.adapter_bank import AdapterBank
-from pml_cli.model.head import token_nll
 from pml_cli.model.split_model import SplitModel
 from pml_cli.training.batches import SamplesByCell
-from pml_cli.training.scoring import PackInputs, cell_chunks, scored_hidden, zero_adapters
+from pml_cli.training.scoring import PackInputs, cell_chunks, score_cells, zero_adapters
 
 NOT_MEASURED: dict[str, float | None] = {"control_base_loss": None, "control_gain": None}
 
 
-@torch.no_grad()
 def measure(
     base: SplitModel, bank: AdapterBank, cells: SamplesByCell
 ) -> list[dict[str, float | None]]:
@@ -50,8 +46,4 @@ def measure(
 
 def _mean_nll(base: SplitModel, bank: AdapterBank, inputs: PackInputs) -> list[float]:
     """Mean nll of each cell's target tokens, nats."""
-    layout = inputs.data.layout(inputs.data.cells)
-    hidden = scored_hidden(base, bank, layout, inputs.gather(layout))
-    nll_N = token_nll(hidden, base.head, layout.targets).nll
-    losses: list[float] = layout.mean_by_cell(nll_N).tolist()
-    return losses
+    return [float(scores.nll.mean()) for scores in score_cells(base, bank, inputs)]

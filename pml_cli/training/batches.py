@@ -77,11 +77,6 @@ class Layout:
         padded = values_N.new_zeros(self.mask_KS.numel())
         return padded.index_copy(0, self.slots, values_N).view(self.mask_KS.shape)
 
-    def mean_by_cell(self, values_N: Tensor) -> Tensor:
-        """Mean of each cell's values, (K,), in float64."""
-        sum_K = self.by_cell(values_N).double().sum(1)
-        return sum_K / self.mask_KS.sum(1)
-
 
 class PackData:
     """The samples of K cells over shared input rows.

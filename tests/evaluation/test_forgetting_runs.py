@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from support.adapters import random_bank
+from support.passes import largest_pass
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model
 from pml_cli.data.generic_text import KINDS, beginnings, generic_pool
+from pml_cli.data.source import Sample
 from pml_cli.errors import UserError
-from pml_cli.evaluation import own_text
+from pml_cli.evaluation import forgetting, own_text
 from pml_cli.evaluation.finished_runs import ForgettingEntry, Measurements
 from pml_cli.evaluation.forgetting import BaseReading, Readings
 from pml_cli.evaluation.forgetting_runs import entry_of, harm_of
@@ -79,6 +81,40 @@ def test_adapters_compared_together_are_as_each_alone(tiny_base, adapter):
     assert together[1].means["kl"] == pytest.approx(0, abs=1e-6)
     assert together[1].means["changed"].sum() == 0
     assert together[0].means["kl"].min() > 0.01
+
+
+def test_a_long_text_is_read_part_by_part(tiny_base, monkeypatch):
+    """Memory does not grow with the user's file: as in one pass, of which none is large."""
+    bank = random_bank(tiny_base, MlpBlockAdapter(), [2, 4], scale=2, seed=3)
+    (*windows, last) = generic_pool(MODEL, "code", "held_out").windows[:7]
+    windows.append(Sample(prompt=last.prompt, target=last.target[:40]))
+    in_one_pass = BaseReading(tiny_base, bank, windows).compare(bank)
+
+    # Two windows of 257 tokens, and two parts that are kept.
+    limit = 600
+    monkeypatch.setattr(forgetting, "EVALUATION_TOKENS", limit)
+    monkeypatch.setattr(forgetting, "KEPT_TOKENS", 2 * limit)
+    with largest_pass(tiny_base, monkeypatch) as passes:
+        readings = Readings(tiny_base)
+        in_parts = readings.by_window(bank, [windows, windows])
+    assert limit / 2 < max(passes) <= limit
+    assert sum(reading.input_tokens for reading in readings._readings.values()) <= 2 * limit
+
+    for whole, parts in zip(in_one_pass, in_parts, strict=True):
+        assert list(parts.tokens) == list(whole.tokens) == [256] * 6 + [40]
+        for name, values in whole.means.items():
+            np.testing.assert_allclose(parts.means[name], values, atol=2e-6)
+
+
+def test_a_short_text_is_read_once_for_all_banks(tiny_base, monkeypatch):
+    bank = random_bank(tiny_base, MlpBlockAdapter(), [2], scale=2, seed=3)
+    windows = generic_pool(MODEL, "code", "held_out").windows[:3]
+    readings = Readings(tiny_base)
+    (first,) = readings.by_window(bank, [windows])
+    with monkeypatch.context() as read:
+        read.setattr(tiny_base, "prefix", lambda *_, **__: pytest.fail("read again"))
+        (again,) = readings.by_window(bank, [windows])
+    assert again.total() == first.total()
 
 
 def test_the_entry_of_a_run(tiny_base):

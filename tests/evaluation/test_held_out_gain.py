@@ -4,9 +4,11 @@ import pytest
 import torch
 from support.adapters import train
 from support.models import random_bank
+from support.passes import largest_pass
 
 from pml_cli.config.schema import MlpBlockAdapter, Model, Run, Train
 from pml_cli.data.opened import source_of
+from pml_cli.data.source import Sample
 from pml_cli.data.sources.jsonl import JsonlData
 from pml_cli.data.sources.mixed import MixedData
 from pml_cli.data.sources.phonebook import PhonebookData
@@ -16,6 +18,7 @@ from pml_cli.data.sources.text import TextData
 from pml_cli.evaluation import held_out_gain
 from pml_cli.model.adapter_bank import stack
 from pml_cli.model.loading import load_model
+from pml_cli.training import scoring
 from pml_cli.training.scoring import zero_adapters
 
 
@@ -75,6 +78,21 @@ def test_gains_are_those_of_the_whole_model():
         assert gains[k]["control_base_loss"] == pytest.approx(base_loss, abs=1e-9)
         assert gains[k]["control_gain"] == pytest.approx(base_loss - loss, abs=1e-9)
     assert abs(gains[0]["control_gain"]) > 1e-3
+
+
+def test_many_held_out_samples_are_not_in_one_pass(tiny_base, monkeypatch):
+    """As many as a run has learned: of a large file of facts more than memory holds."""
+    bank = random_bank(tiny_base, MlpBlockAdapter())
+    samples = [Sample(prompt=(0, i), target=(i + 1, i + 2, i + 3)) for i in range(100)]
+    (in_one_pass,) = held_out_gain.measure(tiny_base, bank, [samples])
+
+    limit = 60
+    monkeypatch.setattr(scoring, "EVALUATION_TOKENS", limit)
+    with largest_pass(tiny_base, monkeypatch) as passes:
+        (in_parts,) = held_out_gain.measure(tiny_base, bank, [samples])
+    assert len(passes) > 2
+    assert max(passes) <= limit
+    assert in_parts == pytest.approx(in_one_pass, abs=1e-5)
 
 
 def full_loss(base, bank, samples):
