@@ -374,7 +374,9 @@ class Train(Settings):
     )
     batch: int = setting(0, help="samples per step", minimum=0, special={0: "all samples"})
     curriculum: list[int] = setting(
-        [], help="epochs at which more samples come into use; [20,40]: a third, two thirds, all"
+        [],
+        help="epochs at which more samples come into use, all within the steps; [20,40]: a third, "
+        "two thirds, all",
     )
     lr: float | None = setting(
         None,

@@ -44,12 +44,28 @@ def total_steps(train: Train, samples: int) -> int:
     if train.epochs is None:
         return train.steps
 
+    return _steps_before(train, samples, train.epochs)
+
+
+def steps_for_all_samples(train: Train, samples: int) -> int:
+    """Steps after which every sample has been in a minibatch."""
+    first_epoch = next(
+        epoch
+        for epoch in [0, *train.curriculum]
+        if samples_in_use(train.curriculum, epoch, samples) == samples
+    )
+    # One pass over them from there on.
+    return _steps_before(train, samples, first_epoch + 1)
+
+
+def _steps_before(train: Train, samples: int, epoch: int) -> int:
+    """Minibatches of all epochs before one."""
     batch = train.batch or samples
     steps = 0
     first_epoch = 0
     # Within a stage of the curriculum every epoch has the same number of minibatches.
-    for stage_end in [*train.curriculum, train.epochs]:
-        last_epoch = min(stage_end, train.epochs)
+    for stage_end in [*train.curriculum, epoch]:
+        last_epoch = min(stage_end, epoch)
         if last_epoch > first_epoch:
             in_use = samples_in_use(train.curriculum, first_epoch, samples)
             steps += (last_epoch - first_epoch) * _ceil_div(in_use, batch)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pml_cli.config.cache_key import forget_files
 from pml_cli.config.schema import MOST_STEPS, Launch, Run
 from pml_cli.data.cell import CellPlan
-from pml_cli.data.curriculum import total_steps
+from pml_cli.data.curriculum import steps_for_all_samples, total_steps
 from pml_cli.data.generic_text import generic_windows
 from pml_cli.data.opened import packed_size_of, samples_of, tokens_hash_of
 from pml_cli.data.resolve import resolved_run
@@ -90,6 +90,7 @@ def _plan(run: Run) -> CellPlan:
     check_start(run)
     samples = samples_of(run)
     _check_full_batch(run, len(samples))
+    _check_curriculum(run, len(samples))
     # Refuses a text that cannot be read, or that leaves no window.
     generic_windows(run)
     steps = total_steps(run.train, len(samples))
@@ -128,6 +129,25 @@ def _check_full_batch(run: Run, samples: int) -> None:
         raise UserError(f"train.curriculum={train.curriculum}: {needs}")
     if 0 < train.batch < samples:
         raise UserError(f"train.batch={train.batch}: {needs} (samples: {samples})")
+
+
+def _check_curriculum(run: Run, samples: int) -> None:
+    """Refuse steps that end before the curriculum has come to all samples.
+
+    The others would count in every result as samples that were trained.
+
+    Raises:
+        UserError: names the setting.
+    """
+    train = run.train
+    needed = steps_for_all_samples(train, samples)
+    # Epochs are set against the boundaries by the settings themselves.
+    if not train.curriculum or train.epochs is not None or needed <= train.steps:
+        return
+    raise UserError(
+        f"train.curriculum={train.curriculum}: comes to all of the {counted(samples, 'sample')} "
+        f"after {needed:,} steps; train.steps={train.steps} must be at least that"
+    )
 
 
 def _differences(first: CellPlan, other: CellPlan) -> list[str]:

@@ -130,6 +130,9 @@ COMMANDS = {
     "what bash makes of braces": ("sweep", "rank=4", "rank=8", "seqlen=8", "seqlen=16", DRY),
     "more cells than there may be": ("sweep", "rank=range(1,400)", "seqlen=range(1,400)", DRY),
     "a curriculum beyond the epochs": ("sweep", "train.curriculum=[5]", "train.epochs=3", DRY),
+    "a curriculum beyond the steps": (
+        *("sweep", "data=phonebook", "train.curriculum=[20,4000]", "train.steps=30", DRY),
+    ),
     "a list that refers to a text": ("sweep", "train.curriculum=${model.name}", DRY),
     "a design without a dry run": ("sweep", "--design", "nowhere"),
     "a design that is nowhere": ("sweep", "--design", "nowhere", DRY),

@@ -3,7 +3,12 @@
 import pytest
 
 from pml_cli.config.schema import Train
-from pml_cli.data.curriculum import minibatch_sizes, samples_in_use, total_steps
+from pml_cli.data.curriculum import (
+    minibatch_sizes,
+    samples_in_use,
+    steps_for_all_samples,
+    total_steps,
+)
 from pml_cli.training.batches import SampleOrder
 
 
@@ -43,6 +48,26 @@ def test_steps_of_a_curriculum_are_those_that_the_order_of_samples_takes(
     assert list(minibatch_sizes(train, samples)) == sizes
     five_steps = Train(steps=5, batch=batch, curriculum=curriculum)
     assert list(minibatch_sizes(five_steps, samples)) == sizes[:5]
+
+
+@pytest.mark.parametrize("curriculum", [[], [1], [2, 3], [1, 2, 3, 4]])
+@pytest.mark.parametrize("batch", [0, 1, 4, 10, 99])
+@pytest.mark.parametrize("samples", [1, 2, 10, 13])
+def test_steps_for_all_samples_are_those_after_which_the_order_has_drawn_each(
+    curriculum, batch, samples
+):
+    needed = steps_for_all_samples(Train(batch=batch, curriculum=curriculum), samples)
+    order = SampleOrder(samples, batch, 3, curriculum)
+    drawn = set()
+    for _ in range(needed):
+        drawn |= set(order.next())
+    assert len(drawn) == samples
+
+    # In the last stage of a curriculum the last minibatch may by chance be of known samples.
+    if not curriculum:
+        order = SampleOrder(samples, batch, 3)
+        all_but_last = [order.next() for _ in range(needed - 1)]
+        assert len(set().union(*all_but_last)) < samples
 
 
 def test_the_curriculum_grows_from_a_fifth_to_all():

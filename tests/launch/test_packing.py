@@ -2,11 +2,13 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from pml_cli.config.request import load
 from pml_cli.config.schema import LinearAdapter, Model, Run, Train
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.data.sources.random import RandomData
@@ -47,6 +49,31 @@ def test_a_curriculum_is_not_packed_with_cells_that_see_all_their_samples():
         run(data=PhonebookData()), run(8, data=PhonebookData(), train=Train(curriculum=[2]))
     )
     assert len(packs) == 2
+
+
+def test_a_curriculum_comes_to_all_samples_within_the_steps():
+    """Ten facts: stages of 5 and 10, in minibatches of 2: 3 epochs of 3 steps, then one of 5."""
+
+    def cell(**train):
+        curriculum = {"curriculum": [3], "batch": 2}
+        return run(seqlen=110, data=PhonebookData(), train=Train(**(curriculum | train)))
+
+    with pytest.raises(UserError) as caught:
+        check([cell(steps=13)])
+    assert str(caught.value) == (
+        "train.curriculum=[3]: comes to all of the 10 samples after 14 steps; "
+        "train.steps=13 must be at least that"
+    )
+    # Epochs count, where they are given; a single sample is in use from the start.
+    assert len(check([cell(steps=14), cell(steps=13, epochs=4)])) == 2
+    assert check([run(train=Train(steps=2, curriculum=[9]))])
+
+
+def test_the_curricula_that_ship_come_to_all_samples():
+    few = ["data.seed=0", "rank=8", "loss=memft_ot", "train.lr=0.04"]
+    runs = load("memft", few, Path("memft_curriculum")).runs
+    assert [run.train.curriculum for run in runs] == [[], [20, 40, 60, 80]]
+    check(runs)
 
 
 def test_all_faults_at_once_one_line_each():

@@ -5,9 +5,10 @@ import json
 import pytest
 from support.marks import slow
 
-from pml_cli.config.schema import LinearAdapter, Run
+from pml_cli.config.schema import LinearAdapter, Run, Train
+from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.launch.packing import check
-from pml_cli.report.tables.data import rank_warnings
+from pml_cli.report.tables.data import rank_warnings, step_warnings
 from pml_cli.report.tables.samples import QUESTION_WIDTH
 from tests.support.tokenizers import THINKING, byte_level, lower_case, tokenizer_folder
 
@@ -132,6 +133,19 @@ def test_texts_of_seeds_that_overlap_are_said(quick):
     apart = quick(*sweep, "data.seed=0,1")
     assert apart.returncode == 0, apart.stderr
     assert "of their text" not in apart.stdout + apart.stderr
+
+
+def test_minibatches_that_leave_samples_out_are_said():
+    """Three steps of two: four of ten facts are never trained."""
+
+    def cell(**train):
+        return Run(seqlen=110, data=PhonebookData(), train=Train(**train))
+
+    few = [cell(steps=3, batch=2), cell(steps=3, batch=2, lr=0.1)]
+    (line,) = step_warnings(check([*few, cell(steps=5, batch=2), cell(steps=1)]))
+    assert line.startswith("train.steps=3: too few for all of the 10 samples, of which ")
+    assert "train.batch=2 takes 5 steps" in line
+    assert not step_warnings(check([cell(epochs=1, steps=1, batch=2)]))
 
 
 def test_ranks_beyond_the_widths_are_said():

@@ -1,6 +1,6 @@
 """What is said of a sweep's data: how much there is, and what of it cannot be learned as it is.
 
-And of ranks beyond what an adapter can use.
+And of steps that do not come to all of it, and of ranks beyond what an adapter can use.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from pml_cli.config.schema import FactsData
 from pml_cli.data.cell import CellPlan
+from pml_cli.data.curriculum import steps_for_all_samples
 from pml_cli.data.opened import source_of
 from pml_cli.data.repeats import find_repeats
 from pml_cli.data.seam import lossy_targets, merged_samples
@@ -40,8 +41,8 @@ MOST_COMPARED = 1_000_000
 
 
 def show_warnings(console: Console, cells: Sequence[CellPlan]) -> None:
-    """Print what a user should know of a sweep's facts and ranks before it trains."""
-    for line in [*data_warnings(cells), *rank_warnings(cells)]:
+    """Print what a user should know of a sweep's facts, steps and ranks before it trains."""
+    for line in [*data_warnings(cells), *step_warnings(cells), *rank_warnings(cells)]:
         # Texts of a file may look like markup.
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
@@ -59,6 +60,22 @@ def data_warnings(cells: Sequence[CellPlan]) -> list[str]:
             lines |= dict.fromkeys(_fact_lines(largest))
         else:
             lines |= dict.fromkeys(_overlap_lines(group))
+    return list(lines)
+
+
+def step_warnings(cells: Sequence[CellPlan]) -> list[str]:
+    """A line for minibatches that are too few for every sample to be in one."""
+    lines: dict[str, None] = {}
+    for cell in cells:
+        train = cell.run.train
+        needed = steps_for_all_samples(train, len(cell.samples))
+        if cell.steps < needed:
+            line = (
+                f"train.steps={train.steps}: too few for all of the {len(cell.samples)} samples, "
+                f"of which train.batch={train.batch} takes {needed:,} steps; "
+                "the others are not trained, and count in every result"
+            )
+            lines[line] = None
     return list(lines)
 
 
