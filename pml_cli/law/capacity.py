@@ -58,7 +58,7 @@ class UnseenGain:
     """What adapters gain on unseen sequences of their source: knowledge of it, not memory."""
 
     gain: float
-    """Mean over cells, nats per token."""
+    """Nats per token; mean over texts, each of them the mean of its cells."""
     low: float
     """95 %, Student's t over texts; nan for one text."""
     high: float
@@ -218,8 +218,10 @@ def unseen_gain(cells: pd.DataFrame) -> UnseenGain | None:
         return None
 
     gains = measured["gain"].to_numpy(float)
-    mean = float(gains.mean())
-    half = t_half_width(_text_means(measured, "gain"))
+    # Centre and width of one mean: a text with more cells than others does not count more.
+    means = _text_means(measured, "gain")
+    mean = float(means.mean())
+    half = t_half_width(means)
 
     return UnseenGain(
         gain=mean,

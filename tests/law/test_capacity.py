@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import scipy
 from support.planted_laws import result
 
 from pml_cli.law import capacity
@@ -113,3 +114,15 @@ def test_the_control_is_a_mean_over_texts():
     )
     assert capacity_lines([], found)[0].endswith("not distinguishable from 0")
     assert capacity.unseen_gain(rows.assign(control_gain=None)) is None
+
+
+def test_a_text_with_more_cells_than_others_does_not_move_the_control():
+    """Twenty cells of one text, one each of three others: the texts' means are 1, 0, 0, 0."""
+    gains = [(1.0, 0)] * 20 + [(0.0, 1), (0.0, 2), (0.0, 3)]
+    rows = pd.DataFrame([result(2, 50, control_gain=g, data_seed=s) for g, s in gains])
+    found = capacity.unseen_gain(rows)
+    expected = scipy.stats.ttest_1samp([1, 0, 0, 0], 0).confidence_interval(0.95)
+    assert found.gain == 0.25
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    # With the mean over cells, 0.87, the interval was above 0.
+    assert found.effect == "none"
