@@ -16,6 +16,7 @@ May import: errors, format, io, stats. Neither torch nor anything that trains.
     convert.py       values to the types that a settings class declares
     option_set.py    the settings of one option for each group, and runs that differ from them
     grid.py          every combination of the values given
+    unread.py        settings that were given to no effect
     sweep_file.py    sweep files
     request.py       from a command line to a typed request, all faults named at once
     load.py          a run read back from its folder

@@ -35,6 +35,7 @@ from pml_cli.config.registry import GROUPS, declared
 from pml_cli.config.reports import REPORTS, ReportSettings
 from pml_cli.config.schema import FactsData, Request, Run, Train
 from pml_cli.config.setting import value_text
+from pml_cli.config.unread import unread_faults
 from pml_cli.errors import UserError, raise_all, shortened
 from pml_cli.io import expand_home
 
@@ -85,6 +86,9 @@ def load(
     # Without cells there is a fault above, and no launcher to ask.
     if cells:
         lines += _device_faults(cells)
+    # What is read can be told of cells without faults alone.
+    if cells and not lines:
+        lines += unread_faults(cells, _given(grids, overridden))
     raise_all(lines)
     return _request(cells, swept)
 
@@ -372,6 +376,14 @@ def _length_faults(grids: list[Grid]) -> Iterator[str]:
                 f"{samples_text}: cannot be combined with {lengths_text}; leave one out, or give "
                 "seqlen=all"
             )
+
+
+def _given(grids: list[Grid], overridden: Grid) -> set[str]:
+    """The keys that were given, but for steps of a sweep file that the command line overrules."""
+    given = {key for grid in grids for key in grid}
+    if "train.steps" not in overridden and "train.epochs" in overridden:
+        given.discard("train.steps")
+    return given
 
 
 def _device_faults(cells: list[RootSettings]) -> Iterator[str]:

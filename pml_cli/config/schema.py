@@ -34,6 +34,9 @@ SCHEDULES = ("linear", "constant", "cosine")
 LEARNING_RATES = {"adamw": 1e-2, "muon": 1.0, "lbfgs": 1.0}
 KEEP_BY = ("energy", "kl")
 
+# Settings of a loss that count, also for the run id, only where it keeps anything.
+ONLY_OF_PENALTIES = ("keep_by", "keep_text")
+
 # `seqlen=all`, until it is resolved to the number of target tokens (`data/resolve.py`).
 ALL_TOKENS = -(2**62)
 # A template that writes today's date would give other tokens, and another run, every day.
@@ -112,6 +115,11 @@ class Model(Settings):
     def validate(self) -> Iterator[str]:
         if self.stream and self.weights == "random":
             yield "stream=true: must be null or false with random weights, which lie in no file"
+
+    def unread(self) -> dict[str, str]:
+        if self.weights == "random":
+            return {}
+        return {"architecture": "only read with model.weights=random"}
 
 
 @dataclass(kw_only=True)
@@ -343,6 +351,12 @@ class Loss(Settings):
         """Whether anything holds the adapter down on other text."""
         return self.keep > 0 or self.keep_harm > 0
 
+    def unread(self) -> dict[str, str]:
+        if self.keeps:
+            return {}
+        reason = "only read with loss.keep or loss.keep_harm above 0"
+        return dict.fromkeys(ONLY_OF_PENALTIES, reason)
+
     def id_fields(self) -> dict[str, Any]:
         """Settings that count for the run id also at their defaults."""
         return {}
@@ -368,7 +382,7 @@ class Train(Settings):
     )
     epochs: int | None = setting(
         None,
-        help="passes over the samples, instead of steps",
+        help="passes over the samples, in place of train.steps",
         minimum=1,
         special={None: "by steps"},
     )
@@ -433,6 +447,16 @@ class Train(Settings):
             yield f"curriculum={self.curriculum}: must be increasing epochs, each at least 1"
         elif self.epochs and self.curriculum and self.curriculum[-1] >= self.epochs:
             yield f"curriculum={self.curriculum}: must be below train.epochs ({self.epochs})"
+
+    def unread(self) -> dict[str, str]:
+        reasons = {}
+        if self.epochs is not None:
+            reasons["steps"] = f"not read with train.epochs={self.epochs}, which says how long"
+        if self.stop != "recalled":
+            reasons["stop_margin"] = "only read with train.stop=recalled"
+        if self.stop != "converged":
+            reasons["tolerance"] = "only read with train.stop=converged"
+        return reasons
 
     def _optimizer_faults(self) -> Iterator[str]:
         if self.optimizer == "lbfgs":

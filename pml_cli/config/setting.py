@@ -269,6 +269,15 @@ class Settings:
         """
         yield from ()
 
+    def unread(self) -> dict[str, str]:
+        """Settings that nothing reads beside the values of the others, each with the reason.
+
+        The name is the field's own; the reason says which settings decide it. One value of them is
+        allowed, as it changes nothing; cells that differ in nothing else are refused
+        (`config/unread.py`).
+        """
+        return {}
+
 
 @lru_cache(maxsize=64)
 def path_names(owner: type[Any]) -> list[str]:

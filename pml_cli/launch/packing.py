@@ -80,7 +80,7 @@ def check(runs: Sequence[Run]) -> list[CellPlan]:
         faults += _differences(first, cell)
 
     cells = list(planned.values())
-    raise_all([*faults, *_copies(cells), *_ambiguous_names(cells)])
+    raise_all([*faults, *_copies(cells), *_equal_batches(cells), *_ambiguous_names(cells)])
     return cells
 
 
@@ -190,6 +190,28 @@ def _copies(cells: Sequence[CellPlan]) -> list[str]:
             source += f", its {counted(cell.samples, 'sample')} in another order"
             advice = f"to repeat a training give seed={other_seed},{seed}, not data.seed"
         faults.append(f"{same} {source}; {advice}")
+    return faults
+
+
+def _equal_batches(cells: Sequence[CellPlan]) -> list[str]:
+    """Faults of cells that differ in their minibatches alone, of which each holds all samples."""
+    full = [cell for cell in cells if cell.rows == len(cell.samples)]
+    if len({cell.run.train.batch for cell in full}) < 2:
+        return []
+
+    faults = []
+    first_with: dict[str, CellPlan] = {}
+    for cell in full:
+        train = dataclasses.replace(cell.run.train, batch=0)
+        run = dataclasses.replace(cell.run, train=train)
+        first = first_with.setdefault(str(run), cell)
+        batch, first_batch = cell.run.train.batch, first.run.train.batch
+        if batch != first_batch:
+            faults.append(
+                f"train.batch={batch}: takes all of the {counted(cell.samples, 'sample')} of "
+                f"seqlen={cell.run.seqlen}, as train.batch={first_batch} does; leave one of them "
+                "out, or give such lengths a grid of their own in a sweep file"
+            )
     return faults
 
 

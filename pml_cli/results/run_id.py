@@ -22,7 +22,7 @@ from typing import Any
 from pml_cli.config.cache_key import file_cache
 from pml_cli.config.load import shipped_settings
 from pml_cli.config.option_files import options
-from pml_cli.config.schema import FORMAT, TINY, Loss, Run
+from pml_cli.config.schema import FORMAT, ONLY_OF_PENALTIES, TINY, Loss, Run
 from pml_cli.config.setting import absent_values, path_names
 from pml_cli.data.generic_text import keep_hash
 from pml_cli.io import all_files
@@ -42,9 +42,6 @@ HAVE_COLUMNS = {
     "adapter": {"kind"},
     "train": {"lr", "steps", "epochs", "log_every", "decode"},
 }
-
-# Settings of a loss that count only where it keeps anything.
-ONLY_OF_PENALTIES = ("keep_by", "keep_text")
 
 # Settings that are shown as a hash, beside those that are paths.
 LONG_VALUES = ("text", "architecture")

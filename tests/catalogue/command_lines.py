@@ -133,6 +133,9 @@ COMMANDS = {
     "a curriculum beyond the steps": (
         *("sweep", "data=phonebook", "train.curriculum=[20,4000]", "train.steps=30", DRY),
     ),
+    "steps beside epochs": ("sweep", "train.steps=100,200", "train.epochs=3", DRY),
+    "tolerances of no convergence": ("sweep", "train.tolerance=0.5,0.1", DRY),
+    "batches that hold all samples": ("sweep", "data=phonebook", "train.batch=0,100", DRY),
     "a list that refers to a text": ("sweep", "train.curriculum=${model.name}", DRY),
     "a design without a dry run": ("sweep", "--design", "nowhere"),
     "a design that is nowhere": ("sweep", "--design", "nowhere", DRY),

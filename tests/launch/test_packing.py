@@ -76,6 +76,20 @@ def test_the_curricula_that_ship_come_to_all_samples():
     check(runs)
 
 
+def test_batches_that_hold_all_samples_are_one_training():
+    """Of ten facts."""
+
+    def cell(batch, **more):
+        return run(seqlen=110, data=PhonebookData(), train=Train(batch=batch), **more)
+
+    with pytest.raises(UserError) as caught:
+        check([cell(0), cell(10), cell(99), cell(9)])
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("train.batch=10: takes all of the 10 samples of seqlen=110, as ")
+    assert second.startswith("train.batch=99: takes all of the 10 samples of seqlen=110, as ")
+    assert len(check([cell(0), cell(9), cell(10, seed=1)])) == 3
+
+
 def test_all_faults_at_once_one_line_each():
     with pytest.raises(UserError) as caught:
         check([run(seqlen=10_000_000), run(), run(seqlen=9000), run(model=Model(layer=99))])
