@@ -134,6 +134,17 @@ def test_a_search_retreats_from_a_loss_that_is_not_finite():
     assert 0 < end.t < 2
 
 
+def test_a_retreat_to_the_trial_before_goes_on():
+    """A cubic with its minimum far away: the second trial is ten times as far, and not finite."""
+
+    def function(t):
+        return -t - t**2 + 0.001 * t**3 if t <= 1 else math.inf
+
+    end, trials = line(function, lambda t: -1 - 2 * t + 0.003 * t**2, 1.0)
+    assert trials[:3] == [1, 10, 1]
+    assert 0 < end.t <= 1
+
+
 def test_a_search_that_finds_nothing_lower_stays():
     end, trials = line(lambda t: t, lambda t: -1.0, 1.0)
     assert end.t == 0

@@ -164,7 +164,8 @@ class LBFGS(Optimizer):
         self.passes += 1
         losses = loss_K.tolist()
         for lowest, loss in zip(self.lowest, losses, strict=True):
-            # Written so that NaN is never the lowest.
+            # Written so that NaN takes no finite loss's place. Of a cell whose first loss is NaN no
+            # later one is finite: its gradient is NaN too, and the cell fails.
             is_lower = not lowest or loss < lowest[-1]
             lowest.append(loss if is_lower else lowest[-1])
 

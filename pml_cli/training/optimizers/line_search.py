@@ -145,12 +145,16 @@ def _between(low: Point, high: Point, stuck: bool) -> tuple[float, bool]:
 def cubic_minimum(first: Point, second: Point, bounds: tuple[float, float]) -> float:
     """The minimum within bounds of the cubic through two points with their slopes.
 
-    Nocedal & Wright 2006, equation 3.59; the middle of the bounds where it has no minimum.
+    Nocedal & Wright 2006, equation 3.59; the middle of the bounds where it has no minimum, and
+    where the two points are one: a trial that retreats may come back to the one before.
     """
     left, right = sorted((first, second), key=lambda point: point.t)
+    least, most = bounds
+    if left.t == right.t:
+        return (least + most) / 2
+
     d1 = left.slope + right.slope - 3 * (left.loss - right.loss) / (left.t - right.t)
     square = d1**2 - left.slope * right.slope
-    least, most = bounds
     if not square >= 0:
         return (least + most) / 2
 
