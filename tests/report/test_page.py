@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import hostile
+from support.planted_forgetting import entry
 from support.planted_laws import exponential_cells, grid, result, runs_of, write
 from support.token_tables import token_table, write_run
 
 from pml_cli.commands import report
 from pml_cli.config.reports import Fit, LawSettings, Report
 from pml_cli.report.page.page import script_json
-from pml_cli.report.page.section import jsonable
+from pml_cli.report.page.section import Sources, jsonable
+from pml_cli.report.page.sections import forgetting
 
 OWN_TAGS = {
     *("html", "head", "meta", "title", "style", "script", "body", "header", "main", "nav"),
@@ -184,31 +186,72 @@ def test_losses_under_other_settings_are_not_compared(tmp_path, page_of):
 
 def test_what_pml_forgetting_measured_is_shown(tmp_path, page_of):
     write(tmp_path / "runs", result(2, 32))
-    group = {"loss": "sft", "method": "sft", "rank": 2, "harm": 0.5, "recall": 0.25, "seqlen": 32}
     for place in ("runs", "runs/below"):
         (tmp_path / place).mkdir(exist_ok=True)
-        (tmp_path / place / "forgetting.json").write_text(json.dumps({"groups": [group]}))
+        write_forgetting(tmp_path / place, entry(harm=0.5), entry(harm=0.7, exact=False, seed=1))
     (point, _) = json.loads(page_of().data)["forgetting"]
-    assert (point["harm"], point["recall"], point["method"]) == (0.5, 0.25, "sft")
+    assert (point["harm"], point["recall"], point["method"]) == (0.6, 0.5, "sft")
 
-    (tmp_path / "runs/below/forgetting.json").write_text('{"groups": [{"harm": "x"}]}')
+    (tmp_path / "runs/below/forgetting.json").write_text('{"runs": [{"harm": "x"}]}')
     page = page_of()
     assert len(json.loads(page.data)["forgetting"]) == 1
     assert "run pml forgetting again" in " ".join(page.texts)
 
 
+def test_what_pml_memorize_measured_is_shown(tmp_path):
+    """It writes no means, as pml forgetting does."""
+    write_forgetting(tmp_path, entry(harm=0.025, exact=True), entry(harm=0.5, rank=4))
+    sources = Sources(paths=[tmp_path], runs=None, groups=[], laws={}, failures={}, shown_runs=0)
+    section = forgetting.section(sources)
+    assert [(point["rank"], point["harm"], point["recall"]) for point in section.data] == [
+        (4, 0.5, 1.0),
+        (8, 0.025, 1.0),
+    ]
+    assert section.context["notes"] == section.context["partly"] == []
+
+
+def test_kinds_of_text_that_were_not_measured_are_named(tmp_path, page_of):
+    """Not `Not measured here`: prose was."""
+    write(tmp_path / "runs", result(2, 32))
+    write_forgetting(tmp_path / "runs", entry_of_prose())
+    page = page_of()
+    text = " ".join(page.texts)
+    assert json.loads(page.data)["forgetting"] is None
+    assert "1 run not measured on docs, code, chat; harm is the mean over prose, docs," in text
+    assert "pml forgetting runs measures the rest" in " ".join(text.split())
+    assert "Not measured here." not in text
+
+    # Beside runs that were measured on all of them.
+    write_forgetting(tmp_path / "runs", entry_of_prose(), entry())
+    page = page_of()
+    assert len(json.loads(page.data)["forgetting"]) == 1
+    assert "1 run not measured on docs, code, chat" in " ".join(page.texts)
+
+
+def entry_of_prose():
+    """A run after `kinds=prose`."""
+    measured = entry() | {"harm": None, "harm_low": None, "harm_high": None}
+    return measured | {"kinds": {"prose": measured["kinds"]["prose"]}}
+
+
+def write_forgetting(folder, *entries):
+    """forgetting.json as pml memorize leaves it."""
+    content = {"format": 1, "runs": list(entries)}
+    (folder / "forgetting.json").write_text(json.dumps(content))
+
+
 def test_forgetting_of_several_models_keeps_them_apart(tmp_path, page_of):
     write(tmp_path / "runs", result(2, 32))
-    cell = {"loss": "sft", "method": "sft", "rank": 2, "harm": 0.5, "recall": 0.25, "seqlen": 32}
     setup = {"model": "tiny", "data": "text", "adapter": "mlp_block", "setting": "", "layer": 4}
     others = {"model": "other", "data": "facts:a", "adapter": "lora", "setting": "train.batch=4"}
-    groups = [cell | setup, cell | setup | others]
-    (tmp_path / "runs/forgetting.json").write_text(json.dumps({"groups": groups}))
+    # Sorted by the model.
+    groups = [setup | others, setup]
+    write_forgetting(tmp_path / "runs", *(entry(**group) for group in groups))
     page = page_of()
     points = json.loads(page.data)["forgetting"]
     columns = ("model", "data", "adapter", "setting", "layer")
     for point, group in zip(points, groups, strict=True):
-        assert [point[name] for name in columns] == [group[name] for name in columns]
+        assert [str(point[name]) for name in columns] == [str(group[name]) for name in columns]
     text = " ".join(page.texts)
     assert "The cells differ in model, data, adapter, setting" in text
 
