@@ -458,6 +458,9 @@ def _conclude(search: Search, started: float) -> tuple[dict[str, Any], int]:
 
     copy_adapter(folder, search.out, readme_script(folder))
     (forgetting,) = search.forgetting([found.trial])
+    # Without a limit, and of one that knows too little, the search asks for no harm.
+    trial = dataclasses.replace(found.trial, harm=forgetting["harm"])
+    found = dataclasses.replace(found, trial=trial)
     proof = _prove(search, folder)
     report = _report(search, found, forgetting, proof)
     # The training of earlier calls counts, the waiting between them does not.
@@ -510,12 +513,14 @@ def _report(
 
     Args:
         search: that has ended.
-        found: its answer.
+        found: its answer, with the harm of the chosen cell.
         forgetting: the entry of the chosen run in forgetting.json.
         proof: of the chosen run.
     """
     tried = []
-    for trial in search.state.trials:
+    for searched in search.state.trials:
+        is_chosen = (searched.rank, searched.seed) == (found.rank, found.seed)
+        trial = found.trial if is_chosen else searched
         folder = search.folder(trial)
         seconds = (
             0.0 if folder.failure() is not None else float(own_result(folder, NEEDED)["seconds"])

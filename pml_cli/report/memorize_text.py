@@ -34,7 +34,12 @@ def rank_text(report: MemorizeReport) -> str:
     if not answer.reached:
         return f"none within the limits; the best is rank {answer.rank} ({report.run})"
 
-    return f"{answer.rank} ({_below_text(report)}{_seeds_text(report)}), run {report.run}"
+    return f"{answer.rank} ({band_text(report)}), run {report.run}"
+
+
+def band_text(report: MemorizeReport) -> str:
+    """What is known of the ranks below a rank that keeps the limits, and of its seeds."""
+    return f"{_below_text(report)}{_seeds_text(report)}"
 
 
 def _below_text(report: MemorizeReport) -> str:

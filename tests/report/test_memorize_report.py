@@ -188,5 +188,19 @@ def test_the_figure_marks_the_answer_and_the_limits(tmp_path):
     bare = planted_report(tmp_path, cells=[report.cells[0]])
     trial = dataclasses.replace(bare.cells[0].trial, harm=None)
     cells = [dataclasses.replace(bare.cells[0], trial=trial)]
-    _, empty = memorize_figure(dataclasses.replace(bare, cells=cells)).axes
+    recall, empty = memorize_figure(dataclasses.replace(bare, cells=cells)).axes
     assert "not measured" in empty.texts[0].get_text()
+    # The panels share their ranks: those of the other one can be read all the same.
+    assert [label.get_text() for label in recall.get_xticklabels()] == ["1"]
+
+
+def test_the_title_of_the_figure_says_what_the_terminal_says(tmp_path):
+    report = planted_report(tmp_path)
+    title = memorize_figure(report).get_suptitle()
+    assert title == "4 facts: least rank within the limits: 3 (smaller ones failed)"
+
+    # Of rank=4,8 nothing below 4 was tried: it need not be the least.
+    above = [cell for cell in report.cells if cell.trial.rank >= 4]
+    least = dataclasses.replace(report.answer, rank=4, low=4, high=4, seed=0)
+    title = memorize_figure(dataclasses.replace(report, answer=least, cells=above)).get_suptitle()
+    assert title == "4 facts: least rank within the limits: 4 (the smallest that was tried)"

@@ -18,6 +18,7 @@ from pml_cli.report.figures.style import (
     page_title,
 )
 from pml_cli.report.memorize_report import MemorizeReport, TriedCell
+from pml_cli.report.memorize_text import band_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +49,7 @@ def memorize_figure(report: MemorizeReport) -> Figure:
 
 def _title(report: MemorizeReport) -> str:
     answer = report.answer
-    outcome = f"rank {answer.rank} is the least within the limits"
+    outcome = f"least rank within the limits: {answer.rank} ({band_text(report)})"
     if not answer.reached:
         outcome = f"no rank within the limits; the best is {answer.rank}"
     unit = "one text" if report.facts is None else counted(report.facts, "fact")

@@ -373,7 +373,7 @@ def size_label(size: SizeAxis) -> str:
 
 
 def empty_panel(axes: Axes, reason: str) -> None:
-    """Write into an empty frame why it is empty."""
+    """Write into an empty frame why it is empty; axes that share its own keep their ticks."""
     axes.text(
         0.5,
         0.5,
@@ -384,4 +384,11 @@ def empty_panel(axes: Axes, reason: str) -> None:
         fontsize=9,
         color=GREY,
     )
-    axes.set(xticks=[], yticks=[])
+    # Ticks that are removed are removed from every panel that shares the axis.
+    axes.tick_params(
+        which="both",
+        left=False,
+        bottom=False,
+        labelleft=False,
+        labelbottom=False,
+    )
