@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pml_cli.format import counted, span
+from pml_cli.law.analysis import Analysis
 from pml_cli.law.capacity import PUBLISHED, BitsPerParameter, UnseenGain
-from pml_cli.law.findings import Finding
+from pml_cli.law.findings import OK, Finding
 from pml_cli.law.fit_groups import OF_THE_GAIN_ALONE
 from pml_cli.law.model_selection import EDGE, LENGTHS, RANKS, TEXT
 from pml_cli.law.observations import SizeAxis
@@ -360,6 +361,26 @@ def held_out_name(what: str, axis: SizeAxis) -> str:
         what: EDGE, RANKS, LENGTHS or TEXT of law/model_selection.py.
     """
     return HELD_OUT[what].format(**AXIS_WORDS[axis.name])
+
+
+def interval_method(analysis: Analysis) -> str:
+    """How the intervals of the chosen law (`Analysis.intervals`) were found."""
+    bootstrap = analysis.bootstrap
+    quality = analysis.quality
+    how = "profile likelihood, cells taken as independent"
+    if bootstrap is not None and bootstrap.status == OK:
+        how = f"bootstrap of {bootstrap.clusters} clusters, {len(bootstrap.draws):,} draws"
+    if quality is None or not quality.exponents:
+        return f"intervals: {how}"
+
+    forms = max(len(mixture.forms) for mixture in quality.exponents.values())
+    over = "of the chosen form"
+    if forms > 1:
+        over = f"over {forms} forms that fit nearly as well"
+    texts = "of one text (others may differ)"
+    if len(quality.texts) > 1:
+        texts = f"as wide as {len(quality.texts)} texts differ"
+    return f"intervals of the exponents: {over}, {texts}; of the others: {how}"
 
 
 def capacity_lines(rows: Sequence[BitsPerParameter], control: UnseenGain | None) -> list[str]:

@@ -20,7 +20,7 @@ from pml_cli.law.mle import LikelihoodFit
 from pml_cli.law.model_selection import EDGE, LENGTHS, RANKS, TEXT, edge_of
 from pml_cli.law.observations import RANK, Observations, SizeAxis
 from pml_cli.law.recall_law import RecallFit
-from pml_cli.report.law_text import axis_words, held_out_name, meaning, sentence
+from pml_cli.report.law_text import axis_words, held_out_name, interval_method, meaning, sentence
 from pml_cli.report.tables.layout import plain_table
 from pml_cli.stats import MIN_CLUSTERS
 
@@ -147,7 +147,7 @@ def chosen_table(analysis: Analysis, cells: Observations, axis: SizeAxis = RANK)
         Text(fit.form.notation(axis.symbol)),
         Text(f"all {fit.n} cells ({saturated})"),
         _parameter_table(fit.parameters, analysis.intervals, axis),
-        Text(_interval_method(analysis), style="dim"),
+        Text(textwrap.fill(interval_method(analysis), WIDTH), style="dim"),
         *_texts(lines),
         Text(status, style="green"),
     )
@@ -241,26 +241,6 @@ def _text_lines(analysis: Analysis) -> list[str]:
         "" if len(quality.texts) <= MOST_TEXTS else f", and {len(quality.texts) - MOST_TEXTS} more"
     )
     return _wrapped(f"texts   gain against the law: {', '.join(deviations)}{more}")
-
-
-def _interval_method(analysis: Analysis) -> str:
-    """How the intervals were found."""
-    bootstrap = analysis.bootstrap
-    quality = analysis.quality
-    how = "profile likelihood, cells taken as independent"
-    if bootstrap is not None and bootstrap.status == OK:
-        how = f"bootstrap of {bootstrap.clusters} clusters, {len(bootstrap.draws):,} draws"
-    if quality is None or not quality.exponents:
-        return f"intervals: {how}"
-    forms = max(len(mixture.forms) for mixture in quality.exponents.values())
-    over = "of the chosen form"
-    if forms > 1:
-        over = f"over {forms} forms that fit nearly as well"
-    texts = "of one text (others may differ)"
-    if len(quality.texts) > 1:
-        texts = f"as wide as {len(quality.texts)} texts differ"
-    line = f"intervals of the exponents: {over}, {texts}; of the others: {how}"
-    return textwrap.fill(line, WIDTH)
 
 
 def laws_table(analysis: Analysis, axis: SizeAxis = RANK) -> RenderableType:
