@@ -141,17 +141,65 @@ def clustered_proportion(
         return Proportion(successes=count, trials=total, low=math.nan, high=math.nan)
 
     p = count / total
-    effective = float(total)
-    quantile = normal_quantile()
+    variance = 0.0
     if clusters >= MIN_CLUSTERS:
         deviations = float(((successes - p * trials) ** 2).sum())
         variance = clusters / (clusters - 1) * deviations / total**2
-        if variance > 0:
-            effective = min(effective, p * (1 - p) / variance)
-            quantile = t_quantile(clusters - 1)
-
-    low, high = _wilson(p, effective, quantile)
+    low, high = _clustered_interval(p, variance, total, clusters)
     return Proportion(successes=count, trials=total, low=low, high=high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanShare:
+    """A mean of shares with its 95 % interval; nan without any."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean_share(shares_C: ArrayLike, trials_C: ArrayLike) -> MeanShare:
+    """The mean of the shares of clusters, each with the same weight, however many trials it has.
+
+    The interval is that of `clustered_proportion`, which it equals where all have as many trials.
+
+    Args:
+        shares_C: share of the trials of each cluster that succeeded, (C,).
+        trials_C: how many it has, above 0, (C,).
+    """
+    shares = np.asarray(shares_C, float)
+    trials = np.asarray(trials_C, float)
+    clusters = len(shares)
+    if not clusters:
+        return MeanShare(value=math.nan, low=math.nan, high=math.nan)
+
+    mean = float(shares.mean())
+    variance = 0.0
+    if clusters >= MIN_CLUSTERS:
+        variance = float(shares.var(ddof=1)) / clusters
+    # As many trials of one binomial share have the variance of a mean of binomial shares.
+    most_trials = clusters**2 / float((1 / trials).sum())
+    low, high = _clustered_interval(mean, variance, most_trials, clusters)
+    return MeanShare(value=mean, low=low, high=high)
+
+
+def _clustered_interval(
+    p: float, variance: float, trials: float, clusters: int
+) -> tuple[float, float]:
+    """Wilson's interval of a proportion with an effective number of trials.
+
+    Args:
+        p: the proportion.
+        variance: of it, from how its clusters differ; 0 where that is not known, or they agree.
+        trials: the effective number is never more.
+        clusters: their number.
+    """
+    effective = float(trials)
+    quantile = normal_quantile()
+    if variance > 0:
+        effective = min(effective, p * (1 - p) / variance)
+        quantile = t_quantile(clusters - 1)
+    return _wilson(p, effective, quantile)
 
 
 def _wilson(p: float, trials: float, quantile: float) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from scipy import stats as scipy_stats
 from pml_cli.stats import (
     clustered_proportion,
     few_cluster_factor,
+    mean_share,
     percent_error,
     r_squared,
     safe_exp,
@@ -62,6 +63,25 @@ def test_the_interval_widens_with_the_spread_between_clusters():
     spread = clustered_proportion([0, 100] * 5, [100] * 10)
     assert alike.value == spread.value == 0.5
     assert spread.high - spread.low > 5 * (alike.high - alike.low)
+
+
+def test_a_mean_of_shares_is_the_proportion_where_all_have_as_many_trials():
+    rng = np.random.default_rng(0)
+    for clusters in (1, 3, 4, 9):
+        successes = rng.integers(0, 6, clusters)
+        mean = mean_share(successes / 5, [5] * clusters)
+        pooled = clustered_proportion(successes, [5] * clusters)
+        assert mean.value == pytest.approx(pooled.value)
+        assert (mean.low, mean.high) == pytest.approx((pooled.low, pooled.high))
+
+
+def test_a_mean_of_shares_weighs_all_alike():
+    mean = mean_share([1, 0], [1, 99])
+    assert mean.value == 0.5
+    # One trial of each says more than one of both, and less than a hundred.
+    least, most = clustered_proportion([1], [2]), clustered_proportion([50], [100])
+    assert least.low < mean.low < most.low < most.high < mean.high < least.high
+    assert math.isnan(mean_share([], []).value)
 
 
 def test_the_interval_covers_the_mean_of_clusters_that_differ():

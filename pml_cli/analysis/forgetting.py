@@ -15,7 +15,7 @@ import pandas as pd
 from pml_cli.analysis.deployment import SETUP
 from pml_cli.analysis.paired import unit_of
 from pml_cli.data.generic_text import KINDS
-from pml_cli.stats import clustered_proportion, safe_exp, t_half_width
+from pml_cli.stats import mean_share, safe_exp, t_half_width
 
 # What the runs of one mean share: one cell of a sweep, with all its texts and seeds.
 CELL = [*SETUP, "method", "penalty", "rank"]
@@ -87,7 +87,8 @@ def mean_table(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row for each CELL: runs; recall, the share of samples recalled whole, with recall_low and
-        recall_high (95 %, over texts); keep, the penalty's mean weight as it ended; harm, kl and
+        recall_high (95 %), where each text counts the same, however many samples it has, as in
+        `paired.compare`; keep, the penalty's mean weight as it ended; harm, kl and
         changed over KINDS; harm_<kind>. harm_low and harm_high are the 95 % t interval over texts
         (`paired.unit_of`), or of a single run that over windows of text. Missing is nan.
     """
@@ -110,11 +111,9 @@ def _mean_row(cells: pd.DataFrame) -> dict[str, Any]:
     """The means over the runs of one cell."""
     by_run = cells.drop_duplicates("id")
     unit = unit_of(by_run)
-    samples = by_run["samples"].astype(float)
-    whole = (by_run["exact_match"].astype(float) * samples).round()
-    counts = pd.DataFrame({"whole": whole, "samples": samples, unit: by_run[unit]})
-    of_units = counts.groupby(unit, dropna=False).sum()
-    recall = clustered_proportion(of_units["whole"], of_units["samples"])
+    recalled = by_run[[unit, "exact_match", "samples"]].dropna().astype(float)
+    of_units = recalled.groupby(unit)
+    recall = mean_share(of_units["exact_match"].mean(), of_units["samples"].sum())
     row: dict[str, Any] = {
         "runs": len(by_run),
         "asked_keep": by_run["asked_keep"].iloc[0],

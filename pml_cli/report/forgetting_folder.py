@@ -28,7 +28,8 @@ MEANINGS = {
     "learned; of a run the mean over prose, docs, code and chat",
     "kl": "KL(base || adapted), nats per token",
     "changed": "share of tokens of which the model's first choice is another one",
-    "recall": "share of samples of which every token is the model's first choice",
+    "recall": "share of samples of which every token is the model's first choice; of a cell the "
+    "mean over texts, each with the same weight",
     "own": "text that the base model has written itself, at temperature 1",
     "front": "no other cell has as much recall with less harm, or more recall with as much",
 }

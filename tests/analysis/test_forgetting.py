@@ -6,6 +6,7 @@ import pytest
 from support.planted_forgetting import entry
 
 from pml_cli.analysis.forgetting import least_harm, mean_table, measurement_table, pareto_front
+from pml_cli.analysis.paired import compare
 from pml_cli.stats import t_half_width
 
 
@@ -29,6 +30,33 @@ def test_means_are_over_texts_and_seeds():
     assert row["recall"] == pytest.approx(2 / 3)
     assert row["recall_low"] < 2 / 3 < row["recall_high"]
     assert row["harm_prose"] == pytest.approx(0.5)
+
+
+def test_recall_is_that_of_memft():
+    """Each text counts the same, however many facts it has, and its seeds are averaged first."""
+    samples_of_texts = [1, 1, 2]
+    recalled = [1.0, 0.0, 0.5]
+    sft = [
+        entry(samples=samples, exact_match=exact, data_seed=text)
+        for text, (samples, exact) in enumerate(zip(samples_of_texts, recalled, strict=True))
+    ]
+    sft.append(entry(samples=1, exact_match=0.0, data_seed=0, seed=1))
+    (row,) = mean_table(measurement_table(sft)).to_dict("records")
+    assert row["recall"] == pytest.approx((0.5 + 0.0 + 0.5) / 3)
+    assert row["recall_low"] < row["recall"] < row["recall_high"]
+
+    others = [run | {"loss": "memft_ot", "exact_match": 1.0} for run in sft]
+    runs = pd.DataFrame([*sft, *others]).assign(setting="", layer=4, delta_loss=1.0)
+    compared = compare(runs, ["exact_match"])
+    assert compared["sft"].tolist() == pytest.approx([row["recall"]])
+
+
+def test_a_run_whose_recall_was_not_measured_counts_for_no_recall():
+    runs = [entry(), entry(exact_match=None, data_seed=1)]
+    (row,) = mean_table(measurement_table(runs)).to_dict("records")
+    assert row["recall"] == 1 and row["runs"] == 2
+    (row,) = mean_table(measurement_table(runs[1:])).to_dict("records")
+    assert np.isnan(row["recall"]) and np.isnan(row["recall_high"])
 
 
 def test_the_interval_of_a_single_run_is_that_over_windows():

@@ -38,6 +38,17 @@ def test_the_table_has_rates_and_budget_only_where_they_differ():
     assert row.split()[-3:] == ["0.01,", "0.02", "x1.5"]
 
 
+def test_the_note_says_when_there_is_no_interval():
+    """Three pairs whose differences are equal have none either."""
+    equal = compare(planted_pairs([0.0, 0.0, 0.0]))
+    table, note = comparison_report(equal)
+    assert "+0.0 ± -" in printed(table)[1]
+    said = " ".join(printed(note))
+    assert "- for one pair, and where all differences are equal" in " ".join(said.split())
+    # Of facts, no text is verbatim: a share of its facts is.
+    assert "exact: samples (facts, or a text as a whole) recalled verbatim" in said
+
+
 def test_recall_beyond_greedy_is_said_under_both_losses():
     """The margin loss buys greedy recall with likelihood: both texts whole, at 10^-51 and 10^-1."""
     runs = planted_pairs([0.1, 0.1], loss="memft_margin")

@@ -199,7 +199,7 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
 
 
 def _rank_panel(axes: Axes, ranks: pd.DataFrame) -> None:
-    """The rank at which half of the texts are recalled, under each method."""
+    """The rank at which half of the samples of a text are recalled, under each method."""
     methods = sft_first(ranks["method"])
 
     for index, method in enumerate(methods):

@@ -25,15 +25,16 @@ TERMS = {
 UNEQUAL_TERMS = "UNEQUAL BUDGET: steps or tokens differ, see the column budget"
 COMPARISON_NOTE = (
     "n pairs; token accuracy under sft and under the loss, and the difference with its 95 % "
-    "interval (paired t over texts and seeds), p of a sign-flip permutation test; exact: texts "
-    "recalled verbatim, under sft and under the loss; - for one pair\n"
+    "interval (paired t over texts; - for one pair, and where all differences are equal), p of a "
+    "sign-flip permutation test (- for one pair); exact: samples (facts, or a text as a whole) "
+    "recalled verbatim, the mean over texts, under sft and under the loss\n"
 )
 RANKS_NOTE = (
-    "rank: at which half of the texts are recalled verbatim (interpolated between the ranks tried; "
-    "95 % t interval of the log over n texts, none where all are equal), and its ratio to the rank "
-    "under sft and memft_ot, text by text; outside: texts whose rank lies below or above all ranks "
-    "tried, which count with that bound; lr: for each text the rate that is best on the other "
-    "texts\n"
+    "rank: at which half of the samples of a text (facts, or the text as a whole) are recalled "
+    "verbatim (interpolated between the ranks tried; geometric mean over n texts; 95 % t interval "
+    "of the log, none where all are equal), and its ratio to the rank under sft and memft_ot, text "
+    "by text; outside: texts whose rank lies below or above all ranks tried, which count with that "
+    "bound; lr: for each text the rate that is best on the other texts\n"
 )
 BEYOND_NOTE = (
     "under sft, under the loss; whole: greedily, from the prompt; start: tokens up to the first "
