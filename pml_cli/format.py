@@ -66,23 +66,23 @@ def bytes_text(count: float) -> str:
 def duration_text(seconds: float) -> str:
     """A duration: 45 s, 12 min, 3.4 h, 2.1 days."""
     if seconds < 90:
-        return f"{_two_digits(seconds)} s"
+        return f"{two_digits(seconds)} s"
     if seconds < 90 * 60:
-        return f"{_two_digits(seconds / 60)} min"
+        return f"{two_digits(seconds / 60)} min"
     if seconds < 48 * 3600:
-        return f"{_two_digits(seconds / 3600)} h"
-    return f"{_two_digits(seconds / 86400)} days"
+        return f"{two_digits(seconds / 3600)} h"
+    return f"{two_digits(seconds / 86400)} days"
 
 
 def _scaled(value: float, step: int, units: Sequence[str]) -> str:
     """The value in the largest unit in which it has at most three digits before the point."""
     for unit in units[:-1]:
         if value < 999.5:
-            return f"{_two_digits(value)} {unit}"
+            return f"{two_digits(value)} {unit}"
         value /= step
-    return f"{_two_digits(value)} {units[-1]}"
+    return f"{two_digits(value)} {units[-1]}"
 
 
-def _two_digits(value: float) -> str:
-    """With one decimal below 10, unless that is 0."""
+def two_digits(value: float) -> str:
+    """A positive number: with one decimal below 10, unless that is 0, and whole from there on."""
     return f"{value:.1f}".removesuffix(".0") if value < 9.95 else f"{value:.0f}"

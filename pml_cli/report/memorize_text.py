@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from pml_cli.evaluation.proof import MEASURED, NEIGHBOUR_TOKENS, NeighboursProof, Proof
 from pml_cli.format import counted, duration_text, percent, three_digits
+from pml_cli.report.forgetting_text import meaning_of_harm
 from pml_cli.report.memorize_report import MemorizeReport
 from pml_cli.report.tables.samples import QUESTION_WIDTH, TOKEN_WIDTH, shown
 from pml_cli.stats import Proportion
@@ -109,9 +110,8 @@ def forgetting_text(report: MemorizeReport) -> str:
         return "not measured"
     # Rounded alike: what is within a limit must not look above it.
     low, high = f"{forgetting.low:.2g}", f"{forgetting.high:.2g}"
-    rise = 100 * math.expm1(forgetting.harm)
-    change = f"{rise:.2g} % up" if rise >= 0 else f"{-rise:.2g} % down"
-    return f"{forgetting.harm:.2g} nats/token on other text ({low} to {high}): perplexity {change}"
+    meaning = meaning_of_harm(forgetting.harm)
+    return f"{forgetting.harm:.2g} nats/token on other text ({low} to {high}): {meaning}"
 
 
 def questions_text(neighbours: NeighboursProof) -> str:

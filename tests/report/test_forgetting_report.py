@@ -37,8 +37,10 @@ def printed_report(runs):
     [
         (0.1, 0.08, "perplexity 11 % up; 8 of 100 next words would be chosen otherwise"),
         (2.65, None, "perplexity 14 times as high"),
-        (-0.05, None, "perplexity 5 % down"),
-        (0.001, None, "perplexity unchanged"),
+        (0.87, None, "perplexity 139 % up"),
+        (1.609, None, "perplexity 5 times as high"),
+        (-0.05, None, "perplexity 4.9 % down"),
+        (0.0004, None, "perplexity unchanged"),
     ],
 )
 def test_what_a_harm_means(harm, changed, expected):
@@ -54,7 +56,7 @@ def test_the_tables_fit_80_columns(runs):
     assert ["margin", "22", "8", "2", "100.0", "0.080"] in [r[:6] for r in rows]
     assert ["sft", "22", "8", "0.10", "0.10", "0.10", "0.10", "0.10"] in rows
     words = " ".join(" ".join(lines).split())
-    assert "margin, loss.keep 22, rank 8: 0.080 nats: perplexity 8 % up" in words
+    assert "margin, loss.keep 22, rank 8: 0.080 nats: perplexity 8.3 % up" in words
     assert "sft, rank 8: 3.50 nats: perplexity 33 times as high" in words
 
 

@@ -10,6 +10,7 @@ from support.printing import printed
 
 from pml_cli.analysis.rank_search import Limits
 from pml_cli.report.figures.memorize import memorize_figure
+from pml_cli.report.forgetting_text import meaning_of_harm
 from pml_cli.report.memorize_folder import facts_table, write
 from pml_cli.report.memorize_report import Forgetting
 from pml_cli.report.memorize_text import (
@@ -107,6 +108,13 @@ def test_a_text_that_became_likelier(tmp_path):
     forgetting = Forgetting(harm=-0.01, low=-0.02, high=0.001)
     text = forgetting_text(planted_report(tmp_path, forgetting=forgetting))
     assert text == "-0.01 nats/token on other text (-0.02 to 0.001): perplexity 1 % down"
+
+
+def test_a_harm_means_what_pml_forgetting_says(tmp_path):
+    """No power of ten: 1.2e+02 % were 120 %."""
+    forgetting = Forgetting(harm=0.79, low=0.73, high=0.85)
+    text = forgetting_text(planted_report(tmp_path, forgetting=forgetting))
+    assert text.endswith(f": {meaning_of_harm(0.79)}") and text.endswith("perplexity 120 % up")
 
 
 def test_only_some_of_many_failed_facts_are_named():

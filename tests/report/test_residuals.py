@@ -8,6 +8,7 @@ from support.planted_laws import several_texts
 from pml_cli.law.forms import Form
 from pml_cli.report.figures import residuals
 from pml_cli.report.figures.residuals import residuals_figure
+from pml_cli.report.figures.style import column_figure
 
 
 def test_residuals_are_relative(hill_view):
@@ -26,6 +27,13 @@ def test_residuals_are_relative(hill_view):
     assert means.get_xdata().tolist() == [1, 2, 4, 8, 16, 32]
     first = residual[(observed.rank == 1) & uncensored]
     assert means.get_ydata()[0] == pytest.approx(first.mean())
+
+
+@pytest.mark.parametrize(("spread", "width"), [(0.01, "0.02"), (5.0, "9.8"), (60.0, "118")])
+def test_the_spread_is_written_without_powers_of_ten(spread, width):
+    axes = column_figure().subplots()
+    residuals._draw_spread([axes], spread)
+    assert axes.get_legend_handles_labels()[1] == [f"95 % by the law's spread, ± {width} %"]
 
 
 def test_means_over_the_predicted_gain_are_in_bins_of_several_cells():

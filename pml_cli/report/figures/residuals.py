@@ -99,7 +99,9 @@ def _draw_spread(panels: Sequence[Axes], spread: float) -> None:
     for axes in panels:
         axes.axhspan(-half, half, color=PURPLE, alpha=0.09, lw=0, zorder=0)
     # An empty artist in the colour that the band has on white, for the legend.
-    label = f"95 % by the law's spread, ± {half:.2g} %"
+    # Two digits would write 120 as 1.2e+02.
+    width = f"{half:.2g}" if half < 99.5 else f"{half:.0f}"
+    label = f"95 % by the law's spread, ± {width} %"
     panels[0].fill_between([], [], color=PURPLE, alpha=0.18, lw=0, label=label)
 
 
