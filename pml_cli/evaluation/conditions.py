@@ -86,7 +86,7 @@ CONDITIONS = (
     ),
     Condition(
         name="merged_int8",
-        meaning="merged, then the merged matrices rounded to int8 by output",
+        meaning="merged, then the merged matrices rounded to int8 by output channel",
         merged=True,
         merged_weights="int8",
     ),

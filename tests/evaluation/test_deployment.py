@@ -8,7 +8,7 @@ from support.adapters import random_bank, train
 from pml_cli.config.schema import TINY, LinearAdapter, Model, Run, Train
 from pml_cli.data.source import Sample
 from pml_cli.data.sources.random import RandomData
-from pml_cli.evaluation.conditions import BY_NAME
+from pml_cli.evaluation.conditions import BY_NAME, CONDITIONS
 from pml_cli.evaluation.deployment import (
     MergedBank,
     bf16_bank,
@@ -68,6 +68,14 @@ def test_a_margin_just_above_zero_flips_under_integers_and_a_large_one_does_not(
             assert row["fall_worst"] > 0
         flipped += bool(close)
     assert flipped >= 1
+
+
+def test_what_is_rounded_to_integers_has_a_scale_for_each_output_channel():
+    """By output of what, is said of all of them."""
+    rounded = [condition for condition in CONDITIONS if "int" in condition.name]
+    assert len(rounded) == 4
+    for condition in rounded:
+        assert "by output channel" in condition.meaning
 
 
 def test_an_outlier_in_an_output_channel_takes_the_others_with_it(tiny_base, recalling):
