@@ -133,7 +133,9 @@ def advice(state: SearchState, found: Answer, situation: Situation) -> list[str]
         return lines
 
     facts = situation.facts
-    if facts is not None and situation.contradictions:
+    at_most = _recallable(situation)
+    asks_for_more = at_most < state.limits.exact
+    if facts is not None and asks_for_more:
         most = facts - situation.excluded
         lines.append(
             f"{counted(situation.contradictions, 'question')} with more than one answer: at most "
@@ -141,9 +143,20 @@ def advice(state: SearchState, found: Answer, situation: Situation) -> list[str]
             f"--exact {math.floor(100 * most / facts)}%"
         )
     lines += _weaker_limits(state, facts)
-    if not situation.out_of_time:
+
+    best = max(trial.recalled for trial in state.trials)
+    # Nothing recalls more than can be recalled.
+    is_exhausted = asks_for_more and best >= at_most - 1e-9
+    if not situation.out_of_time and not is_exhausted:
         lines += _more_room(state, situation.train)
     return lines
+
+
+def _recallable(situation: Situation) -> float:
+    """The largest share of the facts that can be recalled: contradictions exclude each other."""
+    if situation.facts is None:
+        return 1.0
+    return (situation.facts - situation.excluded) / situation.facts
 
 
 def _weaker_limits(state: SearchState, facts: int | None) -> Iterator[str]:

@@ -72,6 +72,25 @@ def test_contradictions_and_the_budget_come_first():
     assert not [line for line in lines if "more steps" in line]
 
 
+def test_where_all_is_recalled_that_can_be_nothing_more_is_advised():
+    """Neither larger ranks nor more steps recall two answers to one question."""
+    assert advised([trial(1, 0.5), trial(2, 0.95)], contradictions=1) == [
+        "1 question with more than one answer: at most 38 of 40 facts can be recalled; correct "
+        "the file, or pass --exact 95%",
+        "with --exact 95% rank 2 would do: 38 of 40 facts whole",
+    ]
+    short_of_it = advised([trial(1, 0.5), trial(2, 0.9)], contradictions=1)
+    assert short_of_it[-1] == "more steps: train.steps=600"
+
+
+def test_no_limit_is_advised_that_is_stronger_than_that_asked_for():
+    """The contradictions are not what keeps the limits from being reached."""
+    lines = advised([trial(2, 0.3)], contradictions=1, exact=0.5)
+    assert lines == ["larger ranks: rank=4,8", "more steps: train.steps=600"]
+    harmful = advised([trial(2, 0.95, 0.2)], contradictions=1, exact=0.9, max_forgetting=0.1)
+    assert harmful[0] == "with --max-forgetting 0.2 rank 2 would do: 38 of 40 facts whole"
+
+
 @pytest.mark.parametrize(
     ("known", "facts", "failure", "line"),
     [
