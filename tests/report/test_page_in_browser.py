@@ -178,6 +178,26 @@ def test_the_step_colours_the_text_and_marks_the_first_failure(opened, small):
     assert page.inner_text("#tokens-step-name") == "30"
 
 
+def test_gains_that_are_close_have_marks_to_be_read_by(opened, tmp_path):
+    """Four cells without a law, and no round number of a decade between their gains."""
+    cells = grid(ranks=(2, 4), lengths=(64, 128))
+    for cell, gain in zip(cells, (7.02, 7.15, 7.31, 7.44), strict=True):
+        cell |= {"delta_loss": gain, "base_loss": 7.6, "final_loss": 7.6 - gain}
+    write(tmp_path / "runs", *cells)
+    assert quick_in(tmp_path, "report", "runs", "draws=0") == 0
+    page = opened(tmp_path / "runs" / "report.html")
+    page.wait_for_selector("#law-lines .ytick text")
+    labels = page.locator("#law-lines .ytick text").all_text_contents()
+    assert {"7", "7.2", "7.4"} <= set(labels)
+
+    inside = "([low, high]) => decades([low, high]).tickvals.filter((t) => low <= t && t <= high)"
+    for ends in ([0.001, 5], [0.3, 9], [1, 2], [6, 8], [2.3, 2.31], [2.3001, 2.3009]):
+        assert 3 <= len(page.evaluate(inside, ends)) <= 12
+    # One value, and none.
+    assert page.evaluate("decades([7]).tickvals.length") > 3
+    assert page.evaluate("decades([]).tickvals.length") > 3
+
+
 def test_groups_measures_and_theme_are_chosen(opened, small):
     page = opened(small)
     page.select_option("#law-group", "1")

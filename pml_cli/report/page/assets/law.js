@@ -39,7 +39,8 @@ STARTS.set("law", () => {
       x: cells.target_tokens, y: cells.delta_loss, mode: "markers", text, hoverinfo: "text",
       marker: { color: colours, symbol: symbols, size: 7 }, name: "measured", showlegend: false,
     });
-    return { traces, layout: { xaxis: axis("length, target tokens", marks(cells.target_tokens)), yaxis: axis("gain dL, nats per token", decades(cells.delta_loss)) } };
+    const gains = [...cells.delta_loss, ...group.lines.flatMap((line) => [...line.low, ...line.high])];
+    return { traces, layout: { xaxis: axis("length, target tokens", marks(cells.target_tokens)), yaxis: axis("gain dL, nats per token", decades(gains)) } };
   }
 
   function surface(group) {

@@ -36,13 +36,32 @@ function marks(values, most = 9) {
   return { type: "log", tickvals: kept, ticktext: kept.map((value) => shown(value, 3)) };
 }
 
-// Marks of a logarithmic axis over any numbers, in full: more of them within a decade.
+// Marks of a logarithmic axis over any numbers, in full: as coarse as leaves three between them.
 function decades(values) {
   const positive = values.filter((value) => value > 0);
-  const isWide = Math.max(...positive) > 10 * Math.min(...positive);
-  const digits = isWide ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 8];
-  const tickvals = Array.from({ length: 12 }, (_, index) => digits.map((digit) => Number(`${digit}e${index - 5}`))).flat();
-  return { type: "log", tickvals, ticktext: tickvals.map((value) => shown(value)) };
+  const low = Math.min(...positive);
+  const high = Math.max(...positive);
+  const isEnough = (ticks) => ticks.filter((tick) => low <= tick && tick <= high).length >= 3;
+  const [coarse, fine] = [[1, 2, 5], [1, 1.5, 2, 3, 4, 5, 6, 8]].map(inEveryDecade);
+  // Around a single value the axis reaches over two decades.
+  const isOne = !(low < high);
+  const tickvals = isOne ? coarse : [coarse, fine].find(isEnough) ?? evenMarks(low, high);
+  return { type: "log", tickvals, ticktext: tickvals.map((value) => shown(value, 6)) };
+}
+
+function inEveryDecade(digits) {
+  return Array.from({ length: 12 }, (_, index) => digits.map((digit) => Number(`${digit}e${index - 5}`))).flat();
+}
+
+// About four steps between two numbers that are close, and as many beyond either of them.
+function evenMarks(low, high) {
+  const rough = (high - low) / 4;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((digit) => digit * power >= rough * 0.999);
+  const first = Math.ceil((2 * low - high) / step);
+  const last = Math.floor((2 * high - low) / step);
+  const ticks = Array.from({ length: last - first + 1 }, (_, index) => Number(((first + index) * step).toPrecision(6)));
+  return ticks.filter((tick) => tick > 0);
 }
 
 function draw(id, make) {
