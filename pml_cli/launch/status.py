@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,9 +157,14 @@ class Watcher:
         ended = self._done | failed.keys()
         running = [_running_process(record, work, ended) for record in records]
 
-        # A process that trains knows better how far it is.
-        begun = ended.union(*(process.cells for process in running))
-        waiting = {name: hashes[name] for name in work if name not in begun}
+        # A process that trains knows better how far it is; one that loads its model does not yet.
+        in_training = ended.union(*(process.cells for process in running if process.steps))
+        waiting = {name: hashes[name] for name in work if name not in in_training}
+        resumable = _resumable(self.out, waiting, steps)
+        running = [_with_checkpoints(process, work, resumable) for process in running]
+        for process in running:
+            for name in process.cells:
+                resumable.pop(name, None)
 
         jobs: list[slurm.Job] | None = []
         if queue:
@@ -169,7 +175,7 @@ class Watcher:
             done=[name for name in work if name in self._done],
             failed=failed,
             running=running,
-            resumable=_resumable(self.out, waiting, steps),
+            resumable=resumable,
             jobs=jobs,
         )
 
@@ -253,6 +259,16 @@ def _resumable(
             share = min(header.step / steps[name], 1.0) if steps[name] else 0.0
             shares[name] = max(share, shares.get(name, 0.0))
     return shares
+
+
+def _with_checkpoints(
+    process: RunningProcess, work: Mapping[str, float], resumable: Mapping[str, float]
+) -> RunningProcess:
+    """A process that loads its model, with the work that checkpoints have left of its cells."""
+    if process.steps:
+        return process
+    left = sum(work[name] * (1 - resumable.get(name, 0.0)) for name in process.cells)
+    return dataclasses.replace(process, work_left=left)
 
 
 def _running_process(record: Record, work: Mapping[str, float], ended: set[str]) -> RunningProcess:

@@ -24,7 +24,7 @@ def conclusions(cells: pd.DataFrame, analysis: Analysis) -> list[Finding]:
     """What a fit allows to conclude, and what to run next.
 
     Args:
-        cells: those that the laws saw, with the columns rank, seqlen and kept.
+        cells: those that the laws saw, with the columns of `next_sweep`.
         analysis: all laws on them; the conclusions are about the chosen one.
     """
     ranks, lengths = next_sweep(cells)
@@ -72,12 +72,15 @@ def next_sweep(cells: pd.DataFrame) -> tuple[tuple[int, ...], tuple[int, ...]]:
     It extends the grid towards unsaturated cells, by factors of 2.
 
     Args:
-        cells: with the columns rank, seqlen and kept (False where saturated).
+        cells: with the columns rank, target_tokens, kept (False where saturated), and seqlen, which
+            results of other tools may lack.
     """
     if cells.empty:
         return FIRST_RANKS, FIRST_LENGTHS
     ranks = sorted({int(value) for value in cells["rank"]})
-    lengths = sorted({int(value) for value in cells["seqlen"]})
+    # Whole samples may not fill the length that was asked for.
+    asked = pd.to_numeric(cells.get("seqlen", cells["target_tokens"]), errors="coerce")
+    lengths = sorted({int(value) for value in asked.fillna(cells["target_tokens"])})
 
     unsaturated = cells[cells["kept"].astype(bool)]
     half_saturated = len(unsaturated) < len(cells) / 2

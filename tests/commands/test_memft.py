@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,12 +18,14 @@ from pml_cli.commands import memft
 from pml_cli.config.request import load
 from pml_cli.errors import UserError
 from pml_cli.report.figures.memft import BOUND, accuracy_figure, rank_figure
+from pml_cli.report.sweep_summary import print_next
 from pml_cli.report.tables.memft import (
     beyond_greedy_table,
     comparison_report,
     comparison_table,
     ranks_table,
 )
+from pml_cli.results.folder import RunFolder
 
 
 def test_the_table_has_rates_and_budget_only_where_they_differ():
@@ -121,6 +124,17 @@ def test_no_finished_pair_is_reported_without_an_error(tmp_path: Path):
     out = io.StringIO()
     assert memft.run(load("memft", [*args, "train.lr=1e30"]), Console(file=out)) == 1
     assert "nothing to compare" in out.getvalue()
+
+
+def test_no_law_is_advised_of_one_cell(tmp_path: Path):
+    plan = SimpleNamespace(out=tmp_path, cells=[SimpleNamespace(id="a", tokens_hash="")])
+    RunFolder(tmp_path, "a").finish({})
+    out = io.StringIO()
+    print_next(plan, Console(file=out))
+    assert out.getvalue() == ""
+    plan.cells *= 2
+    print_next(plan, Console(file=out, width=300))
+    assert out.getvalue() == f"next: pml fit {tmp_path}\n"
 
 
 def test_one_loss_is_no_comparison(tmp_path: Path):

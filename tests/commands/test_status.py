@@ -219,6 +219,13 @@ def test_cells_that_go_on_from_a_checkpoint_are_counted(tmp_path, quick, snapsho
     printed = quick("status", "runs").stdout
     assert "0 running, 3 queued (1 go on from a checkpoint); " in printed
 
+    # While a process that has claimed it loads the model, it is as far as before.
+    claims = WorkerLease(tmp_path / "runs", "inline")
+    claims.activity = {"names": [first]}
+    with claims:
+        assert (snapshot()["queued"], snapshot()["resumable"]) == (2, 0)
+        assert snapshot()["share"] == pytest.approx(share, abs=1e-3)
+
     # What learns other tokens does not go on from it.
     checkpoints.save(path, {first: "other"}, state, 1.0)
     assert (snapshot()["resumable"], snapshot()["share"]) == (0, 0.0)

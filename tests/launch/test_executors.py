@@ -1,5 +1,6 @@
 """Executors: this process and processes of this machine; Slurm's is tested in tests/cluster."""
 
+import json
 import os
 import signal
 import subprocess
@@ -20,12 +21,18 @@ from support.processes import (
 )
 
 from pml_cli.config.registry import declared
+from pml_cli.config.schema import Model, Run
 from pml_cli.config.setting import faults
 from pml_cli.launch.executors import base
-from pml_cli.launch.executors.base import WorkerPool, last_log_line
+from pml_cli.launch.executors import slurm as slurm_executor
+from pml_cli.launch.executors.base import SweepJob, WorkerPool, last_log_line
 from pml_cli.launch.executors.inline import InlineLaunch
 from pml_cli.launch.executors.local import LocalLaunch
 from pml_cli.launch.executors.slurm import SlurmLaunch, sbatch_reason
+from pml_cli.launch.lease import WorkerLease
+from pml_cli.launch.manifest import SweepManifest
+from pml_cli.launch.packing import Packing, check, make_packs
+from pml_cli.launch.slurm import Job
 
 SWEEP = (
     "sweep",
@@ -198,7 +205,10 @@ def test_a_killed_worker_is_replaced(tmp_path):
 
 
 class CountingPool(WorkerPool):
-    """A pool of three for some packs, which counts the workers that are started."""
+    """A pool of three for some packs, which counts the workers that are started.
+
+    Those of the snapshot have a lease, with or without a pack; the others start up.
+    """
 
     def __init__(self, out, packs):
         manifest = SimpleNamespace(key="sweep")
@@ -219,6 +229,9 @@ class CountingPool(WorkerPool):
 
     def count_workers(self):
         return self.alive
+
+    def count_waiting(self, snapshot):
+        return self.alive - sum(bool(process.cells) for process in snapshot.running)
 
     def describe(self, count):
         return f"{count} workers"
@@ -261,6 +274,49 @@ def test_workers_that_start_up_are_not_doubled_and_a_dead_one_is_replaced(tmp_pa
     # All are dead, and none of the last launches has brought anything.
     pool.alive = 0
     assert not restarts.start_missing(look_at_workers())
+
+
+def test_local_workers_that_hold_a_pack_are_told_from_those_that_wait(tmp_path):
+    cells = check([Run(rank=rank, seqlen=8, model=Model(device="cpu")) for rank in (1, 2)])
+    packs = make_packs(cells, Packing(pack_tokens=8))
+    manifest = SweepManifest.write(tmp_path, packs, Packing())
+    job = SweepJob(out=tmp_path, manifest=manifest, packs=packs, fail_fast=False)
+    pool = LocalLaunch(devices=4, threads=1).executor(job)
+    waits, holds, other_sweep, elsewhere = (
+        WorkerLease(tmp_path, "local", sweep=sweep, slot=slot)
+        for slot, sweep in enumerate([manifest.key, manifest.key, "other", manifest.key])
+    )
+    for lease in (holds, other_sweep, elsewhere):
+        lease.activity = {"names": [cells[0].id]}
+    with waits, holds, other_sweep, elsewhere:
+        record = tmp_path / ".pml" / "workers" / f"{elsewhere.name}.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"place": "elsewhere"}))
+        assert (pool.count_workers(), pool.count_waiting(None)) == (2, 1)
+
+
+def slurm_pool(tmp_path, states, running):
+    """A pool of Slurm tasks in these states, by id; some have a lease, with cells or without."""
+    job = SimpleNamespace(out=tmp_path, failed_cells=frozenset)
+    pool = SlurmLaunch(devices=9).executor(job)
+    jobs = [Job(id=task, state=state, reason="") for task, state in states.items()]
+    leases = [SimpleNamespace(job=task, cells=cells) for task, cells in running.items()]
+    snapshot = SimpleNamespace(jobs=jobs, running=leases)
+    pool.look(SimpleNamespace(look=lambda queue: snapshot))
+    return pool, snapshot
+
+
+def test_slurm_tasks_that_hold_a_pack_or_never_will_are_told_from_those_that_wait(
+    tmp_path, monkeypatch
+):
+    states = {"1_0": "PENDING", "1_1": "RUNNING", "1_2": "RUNNING", "1_3": "RUNNING"}
+    pool, snapshot = slurm_pool(
+        tmp_path, states | {"1_4": "COMPLETING"}, {"1_1": ["a"], "1_2": [], None: ["b"]}
+    )
+    # Pending, waiting with a lease, and still without one.
+    assert (pool.count_workers(), pool.count_waiting(snapshot)) == (4, 3)
+    # The last one hangs.
+    monkeypatch.setattr(slurm_executor, "START_UP_SECONDS", -1.0)
+    assert pool.count_waiting(snapshot) == 2
 
 
 @pytest.mark.slow

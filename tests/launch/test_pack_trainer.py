@@ -533,6 +533,21 @@ def test_a_cancellation_leaves_a_checkpoint(workplace):
 GOING_ON = {"SIGUSR2": (False, signal.SIGUSR2), "SIGTERM on Slurm": (True, signal.SIGTERM)}
 
 
+def test_a_request_between_two_looks_at_it_is_not_lost(workplace, monkeypatch):
+    looks = itertools.count()
+    is_checkpoint_due = PackRun._is_checkpoint_due
+
+    def requested(self):
+        if next(looks) == BREAK:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return is_checkpoint_due(self)
+
+    monkeypatch.setattr(PackRun, "_is_checkpoint_due", requested)
+    with workplace() as first, first.trainer.signals:
+        first.train(planned(ranks=(2, 1)))
+        assert [event["step"] for event in first.events("checkpoint")] == [BREAK + 1]
+
+
 @pytest.mark.parametrize("name", GOING_ON)
 def test_signals_that_want_a_checkpoint_and_no_end(workplace, undisturbed, name):
     on_slurm, number = GOING_ON[name]

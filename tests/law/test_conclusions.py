@@ -13,6 +13,14 @@ def cells(ranks, lengths, saturated=False):
     return table.assign(target_tokens=table["seqlen"] - 3)
 
 
+def test_results_without_the_length_asked_for_have_that_of_their_targets():
+    table = cells([1, 2, 4], [16, 32])
+    _, lengths = next_sweep(table.assign(seqlen=[None, 32] * 3))
+    assert lengths[:2] == (13, 32)
+    _, lengths = next_sweep(table.drop(columns="seqlen"))
+    assert lengths[:2] == (13, 29)
+
+
 def test_without_cells_it_is_a_grid_of_its_own():
     assert next_sweep(cells([], [])) == (FIRST_RANKS, FIRST_LENGTHS)
 

@@ -162,6 +162,10 @@ class WorkerPool(Executor):
         """How many workers run, or wait to run; None where that is not known at the moment."""
 
     @abstractmethod
+    def count_waiting(self, snapshot: Snapshot) -> int:
+        """How many of these start up or wait for a pack: they will take the free ones."""
+
+    @abstractmethod
     def describe(self, count: int) -> str:
         """A number of workers for people: `2 processes`."""
 
@@ -229,14 +233,6 @@ class WorkerPool(Executor):
             if not any(cell.id in busy for cell in pack.cells)
         ]
 
-    def count_busy(self, snapshot: Snapshot) -> int:
-        """How many workers of this sweep have claimed a pack."""
-        kind, sweep = self.settings.kind, self.job.manifest.key
-        return sum(
-            process.kind == kind and process.order == sweep and bool(process.cells)
-            for process in snapshot.running
-        )
-
     def record_launch(self, job: str = "") -> None:
         """Write down this launch, so that `pml cancel` also ends workers that still start up.
 
@@ -294,9 +290,7 @@ class _Restarts:
         if running is None or time.monotonic() - self._last_launch <= SETTLE_SECONDS:
             return True
 
-        # Workers that start up or wait will take free packs.
-        idle = max(0, running - pool.count_busy(snapshot))
-        left_over = pool.free_packs(snapshot)[idle:]
+        left_over = pool.free_packs(snapshot)[pool.count_waiting(snapshot) :]
         if running >= pool.size or not left_over:
             return True
 

@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,11 +16,12 @@ from pml_cli.config.setting import setting
 from pml_cli.format import counted
 from pml_cli.io import own_folder
 from pml_cli.launch.executors.base import SweepJob, WorkerPool
-from pml_cli.launch.liveness import living_processes, process_identity
+from pml_cli.launch.liveness import Record, living_processes, process_identity
 from pml_cli.launch.signals import Stopped
 
 if TYPE_CHECKING:
     from pml_cli.launch.pack import Pack
+    from pml_cli.launch.status import Snapshot
 
 # Seconds that the driver waits for its workers to save their checkpoints.
 END_SECONDS = 30.0
@@ -75,22 +76,30 @@ class LocalExecutor(WorkerPool):
     def count_workers(self) -> int:
         return len(self._occupied_slots())
 
+    def count_waiting(self, snapshot: Snapshot) -> int:
+        busy = set()
+        for slot, record in self._own_records():
+            activity = record.get("doing") or {}
+            if activity.get("names"):
+                busy.add(slot)
+        return len(self._occupied_slots() - busy)
+
     def _occupied_slots(self) -> set[int]:
         """Devices with a worker: also those of an earlier launch, and those still starting up."""
-        occupied = set()
         # A starting process has no lease yet, and one of an earlier driver is not a child process.
-        for slot, process in self._processes.items():
-            if process.poll() is None:
-                occupied.add(slot)
-        # Devices of this machine, and workers of this user: others name what slots they like.
+        starting = {slot for slot, process in self._processes.items() if process.poll() is None}
+        return starting | {slot for slot, _ in self._own_records()}
+
+    def _own_records(self) -> Iterator[tuple[int, Record]]:
+        """Device and record of each worker of this sweep, user and machine that has a lease."""
+        # Others name what slots they like.
         place = process_identity()["place"]
         user = self.job.manifest.path.stat().st_uid
         for record in living_processes(self.job.out):
             same_sweep = record.get("order") == self.job.manifest.key
             is_ours = (record["place"], record["owner"]) == (place, user)
             if same_sweep and is_ours and record["kind"] == self.settings.kind:
-                occupied.add(int(record.get("slot") or 0))
-        return occupied
+                yield int(record.get("slot") or 0), record
 
     def start(self, packs: Sequence[Pack]) -> int:
         # Before the workers, so that none can be missed.

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 # Seconds between two questions to the queue.
 QUEUE_SECONDS = 5.0
 
+# A task that runs for longer and has no lease hangs, and will take no pack.
+START_UP_SECONDS = 300.0
+
 
 @register("launch", "slurm")
 @dataclass(kw_only=True)
@@ -114,6 +117,7 @@ class SlurmExecutor(WorkerPool):
         super().__init__(job, settings, size=settings.devices)
         self._jobs: Sequence[slurm.Job] | None = []
         self._queue_asked = 0.0
+        self._first_seen_running: dict[str, float] = {}
 
     def describe(self, count: int) -> str:
         return counted(count, "Slurm job")
@@ -125,10 +129,28 @@ class SlurmExecutor(WorkerPool):
         if due:
             self._queue_asked = time.monotonic()
             self._jobs = snapshot.jobs
+            self._note_first_seen(snapshot.jobs or ())
         return snapshot
 
+    def _note_first_seen(self, jobs: Sequence[slurm.Job]) -> None:
+        now = time.monotonic()
+        running = [job.id for job in jobs if job.state == "RUNNING"]
+        self._first_seen_running = {job: self._first_seen_running.get(job, now) for job in running}
+
     def count_workers(self) -> int | None:
-        return None if self._jobs is None else len(self._jobs)
+        return None if self._jobs is None else len(able_to_work(self._jobs))
+
+    def count_waiting(self, snapshot: Snapshot) -> int:
+        has_pack = {process.job: bool(process.cells) for process in snapshot.running}
+        return sum(
+            not has_pack[job.id] if job.id in has_pack else self._is_starting(job)
+            for job in able_to_work(self._jobs or ())
+        )
+
+    def _is_starting(self, job: slurm.Job) -> bool:
+        """Whether a job without a lease waits in the queue, or may still import torch."""
+        first_seen = self._first_seen_running.get(job.id)
+        return first_seen is None or time.monotonic() - first_seen < START_UP_SECONDS
 
     def start(self, packs: Sequence[Pack]) -> int:
         slurm.check_available()
@@ -136,9 +158,7 @@ class SlurmExecutor(WorkerPool):
         if jobs is None:
             raise UserError("launch=slurm: squeue does not answer; try again later")
 
-        # A task that completes takes no more packs.
-        present = sum(job.state != "COMPLETING" for job in jobs)
-        missing = min(self.size - present, len(packs))
+        missing = min(self.size - len(able_to_work(jobs)), len(packs))
         if missing > 0:
             self._submit(missing)
         # The cached answer is dropped: the queue has changed.
@@ -242,6 +262,11 @@ def output_to(log: Path) -> Iterator[None]:
             for descriptor, copy in zip((1, 2), saved, strict=True):
                 os.dup2(copy, descriptor)
                 os.close(copy)
+
+
+def able_to_work(jobs: Sequence[slurm.Job]) -> list[slurm.Job]:
+    """Jobs that may still take packs: one that completes takes no more."""
+    return [job for job in jobs if job.state != "COMPLETING"]
 
 
 def sbatch_reason(output: str) -> str:
