@@ -505,7 +505,7 @@ def train_many(
 
 The text grows from the last solution until train.steps passes no longer
 suffice for one more token: one adapter per rank instead of a grid of lengths.
-seqlen is the starting length. Run the same command again to resume.
+seqlen, a number, is the starting length. Run the same command again to resume.
 
 \b
 EXAMPLES

@@ -29,6 +29,7 @@ from pml_cli.analysis.rank_search import (
     next_cells,
     rank_cap,
 )
+from pml_cli.config.dump import nested_values
 from pml_cli.config.memorize import KEPT_BY_USER, MemorizeRequest
 from pml_cli.config.reports import Forgetting
 from pml_cli.config.schema import FactsData, Request, Run
@@ -42,7 +43,7 @@ from pml_cli.errors import UserError, WorkersError, raise_all
 from pml_cli.evaluation.forgetting_runs import measure_runs
 from pml_cli.evaluation.proof import Proof, prove
 from pml_cli.format import counted
-from pml_cli.io import json_text, jsonable
+from pml_cli.io import json_text
 from pml_cli.launch.cost_model import adapter_sites
 from pml_cli.launch.driver import (
     Outcome,
@@ -527,11 +528,6 @@ def _report(
         )
         tried.append(TriedCell(trial=trial, run=folder.id, seconds=seconds))
 
-    settings = jsonable(dataclasses.asdict(search.base))
-    # Those of the cells are their own.
-    for name in ("rank", "seed"):
-        settings.pop(name)
-
     samples = search.samples
     repeats = find_repeats(samples)
     situation = search_text.Situation(
@@ -543,7 +539,7 @@ def _report(
     )
     return MemorizeReport(
         command=search.asked.command,
-        settings=settings,
+        settings=shared_settings(search.base),
         limits=search.state.limits,
         answer=found,
         run=search.folder(found.trial).id,
@@ -555,3 +551,12 @@ def _report(
         seconds=sum(cell.seconds for cell in tried),
         out=search.out,
     )
+
+
+def shared_settings(base: Run) -> dict[str, Any]:
+    """The settings that all cells of a search share, as they are typed."""
+    settings = nested_values(base)
+    # Those of the cells are their own.
+    for name in ("rank", "seed"):
+        settings.pop(name)
+    return settings

@@ -1,4 +1,4 @@
-"""Settings written out: a run's config.yaml, and what `--print-config` shows, as YAML or JSON."""
+"""Settings written out: a run's config.yaml, and what `--print-config` and reports show of them."""
 
 from __future__ import annotations
 
@@ -78,6 +78,18 @@ def _flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
             values[prefix.removesuffix(".")] = value
         else:
             values[f"{prefix}{field.name}"] = _as_typed(settings, field.name)
+    return values
+
+
+def nested_values(settings: Settings) -> dict[str, Any]:
+    """Settings as a nested mapping, each value as it is typed: what files of reports hold."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, Settings):
+            values[field.name] = nested_values(value)
+        else:
+            values[field.name] = _as_typed(settings, field.name)
     return values
 
 

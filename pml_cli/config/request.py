@@ -357,11 +357,22 @@ def _single_value_faults(command: str, grids: list[Grid], swept: list[str]) -> I
             if key not in SEARCHED:
                 yield f"{key}: takes one value, a search tries ranks alone; pml sweep takes several"
         return
-    if command == "capacity" and "seqlen" in swept:
-        yield "seqlen: takes one value, the length to begin with; pml sweep takes several"
+    if command == "capacity":
+        yield from _first_length_faults(grids, swept)
     for key in swept:
         if key.split(".")[0] in ("out", "launch"):
             yield f"{key}: takes one value for the whole sweep"
+
+
+def _first_length_faults(grids: list[Grid], swept: list[str]) -> Iterator[str]:
+    """A line where the length that a growth begins with is no single number."""
+    if "seqlen" in swept:
+        yield "seqlen: takes one value, the length to begin with; pml sweep takes several"
+    elif any("all" in grid.get("seqlen", []) for grid in grids):
+        yield (
+            "seqlen=all: must be a number, the length to begin with; `pml capacity` grows up to "
+            "the end of a text by itself"
+        )
 
 
 def _length_faults(grids: list[Grid]) -> Iterator[str]:

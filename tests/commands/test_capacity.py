@@ -57,6 +57,7 @@ def test_it_ends_at_the_exact_token(quick):
     ("arguments", "message"),
     [
         (["seqlen=4,8"], "error: seqlen: takes one value, the length to begin with"),
+        (["seqlen=all"], "error: seqlen=all: must be a number, the length to begin with"),
         (["data=phonebook"], "error: data=phonebook: is many facts"),
         (["rank=0"], "error: rank=0: must be"),
         (["train.start=nowhere"], "error: train.start=nowhere: no such file"),

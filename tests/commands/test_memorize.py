@@ -12,7 +12,7 @@ from support.facts import FACTS, write_facts
 from support.sweeps import result_times
 
 import pml_cli
-from pml_cli.commands.memorize import Search
+from pml_cli.commands.memorize import Search, shared_settings
 from pml_cli.config.memorize import Limits
 from pml_cli.config.request import load_memorize
 from pml_cli.launch.time_limit import TimeLimit
@@ -35,6 +35,8 @@ def test_from_a_file_of_facts_to_an_adapter(quick, tmp_path):
     for name in ("memorize.json", "facts.csv", "memorize.png"):
         assert (out / name).is_file()
         assert f"]({name}): " in (out / "index.md").read_text("utf-8")
+    content = json.loads((out / "memorize.json").read_text("utf-8"))
+    assert content["settings"]["seqlen"] == "all"
 
     # The folder, and the adapter in it, stand for the chosen run.
     for path in ("outputs/memorize", "outputs/memorize/adapter"):
@@ -161,6 +163,17 @@ def test_the_settings_that_are_shown_are_those_that_are_trained(quick, tmp_path,
     assert (settings["loss"], settings["train.batch"]) == ("sft", 10)
     assert settings["loss.keep_harm"] == trained.loss.keep_harm == 0.05
     assert settings["train.epochs"] == trained.train.epochs == 100
+
+
+def test_the_settings_of_a_report_are_as_they_are_typed(tmp_path, monkeypatch):
+    write_facts(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    asked = load_memorize(["facts.jsonl", "train.lr=0.05"], Limits())
+    settings = shared_settings(asked.request.runs[0])
+    assert settings["seqlen"] == "all"
+    assert settings["train"]["lr"] == 0.05
+    assert settings["data"]["path"] == "facts.jsonl"
+    assert not {"rank", "seed"} & set(settings)
 
 
 def test_an_option_of_a_group_is_taken_whole(quick, tmp_path):
