@@ -19,6 +19,8 @@ COMMANDS = typer.main.get_command(app).commands
 def spoken_lines(page):
     """As `pml_lines`, of the commands within sentences: whole ones, with settings or paths."""
     spans = {t.content for t in inline_tokens(page) if t.type == "code_inline"}
+    # Others may hold a quote that is never closed.
+    spans = {span for span in spans if "pml " in span}
     whole = [span for span in sorted(spans) if not re.search(r"\.\.\.|[\[<]|= |=$", span)]
     found = [words for span in whole for words in commands(span) if words[0] == "pml"]
     return [words[1:] for words in found if len(words) > 2]

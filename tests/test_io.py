@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from support.faults import refuse_to_list
+from support.markdown import ROOT
 
 from pml_cli.io import (
     all_files,
@@ -70,6 +72,16 @@ def test_no_text_of_a_table_is_a_formula(tmp_path):
     path = tmp_path / "table.csv"
     write_csv(path, pd.DataFrame({"model": ["=1+1", "@x", "base"], "loss": [-1.5, 0.0, 2.0]}))
     assert path.read_text() == "model,loss\n'=1+1,-1.5\n'@x,0.0\nbase,2.0\n"
+
+
+def test_the_documentation_says_how_to_take_the_mark_off_again(tmp_path):
+    page = (ROOT / "outputs" / "README.md").read_text("utf-8")
+    (pattern,) = re.findall(r'str\.replace\(r"(.+?)", "", regex=True\)', page)
+    texts = ["-5", "@anna", "+49", "=SUM(A1)", "\tx", "'quoted'", "plain", "a-b"]
+    write_csv(tmp_path / "facts.csv", pd.DataFrame({"answer": texts}))
+    written = pd.read_csv(tmp_path / "facts.csv")["answer"]
+    assert written.tolist() != texts
+    assert written.str.replace(pattern, "", regex=True).tolist() == texts
 
 
 def test_the_home_of_nobody_is_a_path_like_any_other(monkeypatch):

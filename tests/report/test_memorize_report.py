@@ -161,7 +161,7 @@ def test_facts_csv_is_read_back_as_it_was(out):
     expected = facts_table(planted_proof())
     for name in ("question", "answer", "whole", "log10_p", "variants_exact"):
         assert table[name].tolist() == expected[name].tolist()
-    # What a spreadsheet would take for a formula is quoted by none: it is data.
+    # A blank in front: no spreadsheet takes it for a formula, so that it is not marked.
     assert table["got"].tolist() == ["", "", "", " =Bob"]
     assert table["first_wrong"].tolist()[-1] == 3
 
