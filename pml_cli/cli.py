@@ -153,7 +153,7 @@ SweepFile = Annotated[
         "--file",
         "-f",
         metavar="FILE",
-        help="A sweep file, or the name of a shipped one.",
+        help="A sweep file (docs/running.md), or the name of a shipped one.",
         autocompletion=complete_sweep_file,
     ),
 ]

@@ -8,8 +8,10 @@ always a slip is refused here: a key given twice (bash makes that of rank={4,8})
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
@@ -33,6 +35,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pml_cli.config.grid import MAX_CELLS, Grid
 from pml_cli.config.option_files import options, shipped, split_known
+from pml_cli.config.override_text import quoted_text
 from pml_cli.config.registry import GROUPS
 from pml_cli.config.sweep_file import YAMLError, one_line
 from pml_cli.errors import UserError
@@ -43,6 +46,13 @@ MAX_DEPTH = 50
 
 # Letters of an override that a message quotes.
 MAX_QUOTED = 300
+
+# What several values, a call, a list, a mapping or an interpolation looks like.
+SEVERAL = re.compile(r",|\$\{|^\w+\(.*\)$|^\[.*\]$|^\{.*\}$", re.DOTALL)
+
+
+class GrammarError(UserError):
+    """A text that is not of Hydra's grammar."""
 
 
 def parse(
@@ -65,8 +75,7 @@ def parse(
         try:
             key, values = _parse_override(text, config_dir, groups)
         except UserError as error:
-            # It quotes the override, which may have several lines.
-            lines.append(" ".join(str(error).split()))
+            lines.append(_joined(error) + _remedy(error, text))
             continue
 
         if key in grid:
@@ -78,13 +87,74 @@ def parse(
     return grid, lines
 
 
+def parse_file_texts(
+    texts: Mapping[str, str], file: Path, config_dir: Path | None = None
+) -> tuple[Grid, list[str]]:
+    """The texts of a sweep file to the values of each key.
+
+    A text that is no sweep of values means itself, whatever characters it has: unlike a command
+    line, YAML has quotes of its own.
+
+    Args:
+        texts: by key.
+        file: the sweep file, for messages.
+        config_dir: a user's folder of options.
+
+    Returns:
+        The values, and a line for each text that looks like several values and cannot be read.
+    """
+    grid: Grid = {}
+    lines: list[str] = []
+    for key, text in texts.items():
+        try:
+            values = _file_values(key, text, config_dir)
+        except GrammarError as error:
+            lines.append(f"{file}: {_joined(error)}; {_remedy_in_yaml(text)}")
+            continue
+        except UserError as error:
+            lines.append(f"{file}: {_joined(error)}")
+            continue
+
+        if key in GROUPS:
+            values, unknown = split_known(key, values, config_dir)
+            lines += unknown
+        grid[key] = values
+    return grid, lines
+
+
+def _file_values(key: str, text: str, config_dir: Path | None) -> list[Any]:
+    """The values of a text in a sweep file.
+
+    Raises:
+        GrammarError: it looks like several values and is not of Hydra's grammar.
+        UserError: what it says cannot be.
+    """
+    try:
+        name, values = _parse_override(f"{key}={text}", config_dir, GROUPS)
+    except GrammarError:
+        if SEVERAL.search(text.strip()):
+            raise
+        return [text]
+    # A key that is none, such as `a=b`, is refused by its whole name.
+    if name != key:
+        return [text]
+    # The grammar leaves blanks at the ends out; in YAML whoever quotes them means them.
+    return [text] if values == [text.strip()] else values
+
+
+def _joined(error: UserError) -> str:
+    """A message that quotes an override, which may have several lines, on one."""
+    return " ".join(str(error).split())
+
+
 def _parse_override(
     text: str, config_dir: Path | None, groups: tuple[str, ...]
 ) -> tuple[str, list[Any]]:
     """The key of an override and its values, each once.
 
     Raises:
-        UserError: it cannot be read.
+        GrammarError: it is not of Hydra's grammar.
+        UserError: it cannot be read for another reason.
     """
     quoted = _short(text)
     if text[:1] in ("+", "~"):
@@ -92,7 +162,7 @@ def _parse_override(
         raise UserError(
             f"{quoted}: {text[0]} is not supported, every setting has a value; write {bare}"
         )
-    key, equals, value = text.partition("=")
+    key, equals, _ = text.partition("=")
     if _depth(text) > MAX_DEPTH:
         raise UserError(f"{_short(key)}: its value is nested too deep")
     if not equals or not key.strip():
@@ -101,11 +171,8 @@ def _parse_override(
     try:
         override = OverridesParser.create().parse_override(_with_home(key, text))
     except (HydraException, ValueError) as error:
-        remedy = f"'{key}=\"{value}\"'" if quoted == text else "key='value'"
-        raise UserError(
-            f"{quoted}: cannot be parsed by Hydra's grammar ({_short(one_line(error))}); "
-            f"quote special characters: {remedy}"
-        ) from error
+        reason = _short(one_line(error))
+        raise GrammarError(f"{quoted}: cannot be parsed by Hydra's grammar ({reason})") from error
     if override.package is not None:
         raise UserError(f"{quoted}: Hydra's @package syntax is not supported")
 
@@ -115,6 +182,29 @@ def _parse_override(
     if not values:
         raise UserError(f"{quoted}: no values")
     return key, distinct(values)
+
+
+def _remedy(error: UserError, text: str) -> str:
+    """How a shell and Hydra take a value as it is; empty where something else is wrong."""
+    if not isinstance(error, GrammarError):
+        return ""
+    key, _, value = text.partition("=")
+    # With a line break in it, it would be no line.
+    if len(text) > MAX_QUOTED or not text.isprintable():
+        return "; quote special characters: key='value'"
+    # Quotes of the other kind are easier to read than what escapes them.
+    is_plain = not re.search(r'["\\]|\$\{', value)
+    literal = f'"{value}"' if is_plain else quoted_text(value)
+    return f"; quote special characters: {shlex.quote(f'{key}={literal}')}"
+
+
+def _remedy_in_yaml(text: str) -> str:
+    """How a sweep file takes a text as it is."""
+    # With codes for line breaks and the like.
+    literal = json.dumps(text, ensure_ascii=not text.isprintable())
+    if len(text) > MAX_QUOTED:
+        literal = '"text"'
+    return f"a text that is one value goes into a list: [{literal}]"
 
 
 def _short(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from pml_cli.config import sweep_file
 from pml_cli.config.capacity import CapacityRequest
-from pml_cli.config.compose import compose_root, distinct, hydra_session, parse
+from pml_cli.config.compose import compose_root, distinct, hydra_session, parse, parse_file_texts
 from pml_cli.config.convert import typed_settings
 from pml_cli.config.grid import Grid, OptionSetOf, expand_grid
 from pml_cli.config.memorize import (
@@ -31,6 +31,7 @@ from pml_cli.config.memorize import (
 )
 from pml_cli.config.option_files import root_file, shipped, split_known
 from pml_cli.config.option_set import OptionSet, RootSettings
+from pml_cli.config.override_text import override_of
 from pml_cli.config.registry import GROUPS, declared
 from pml_cli.config.reports import REPORTS, ReportSettings
 from pml_cli.config.schema import FactsData, Request, Run, Train
@@ -189,7 +190,15 @@ def _defaults(values: Mapping[str, Any], given: set[str]) -> list[str]:
         names = {key, key.partition(".")[0]}
         if not given & (names | REPLACED_BY.get(key, set())):
             keys.append(key)
-    return [f"{key}={value_text(values[key])}" for key in keys]
+    return [_default_override(key, values[key]) for key in keys]
+
+
+def _default_override(key: str, value: Any) -> str:
+    """A value of a YAML file as an override; an interpolation stays one."""
+    if "${" in repr(value):
+        return f"{key}={value_text(value)}"
+    # As one value, also where it is a list.
+    return override_of(key, [value])
 
 
 def _refuse_moving_penalty(run: Run, limits: Limits, given: set[str]) -> None:
@@ -284,10 +293,9 @@ def _read_grids(file: Path, config_dir: Path | None) -> tuple[list[Grid], list[s
 def _file_grid(
     mapping: dict[str, Any], file: Path, config_dir: Path | None
 ) -> tuple[Grid, list[str]]:
-    """One grid of a sweep file: texts are in Hydra's grammar, lists are swept."""
+    """One grid of a sweep file: texts may be sweeps in Hydra's grammar, lists are swept."""
     texts = {key: value for key, value in mapping.items() if isinstance(value, str)}
-    overrides = [f"{key}={text}" for key, text in texts.items()]
-    parsed, lines = parse(overrides, config_dir)
+    parsed, lines = parse_file_texts(texts, file, config_dir)
 
     grid: Grid = {}
     for key, value in mapping.items():

@@ -1,5 +1,8 @@
 """Requests: what is asked for arrives typed, each cell once; every fault is one line."""
 
+import json
+import re
+import shlex
 import time
 from pathlib import Path
 
@@ -373,6 +376,11 @@ REFUSED = [
         ["data=text", "data.path=/a (b)/x"],
         "quote special characters: 'data.path=\"/a (b)/x\"'",
     ),
+    (
+        "probe",
+        ["data=text", "data.path=/a/it's.txt"],
+        """quote special characters: 'data.path="/a/it'"'"'s.txt"'""",
+    ),
     ("probe", ["model@x=tiny"], "Hydra's @package syntax is not"),
     ("probe", ["hydra.run.dir=x"], "hydra.run.dir: no such key"),
     ("sweep", ["rank=interval(1,4)"], "an interval has no list of values"),
@@ -470,6 +478,48 @@ def test_grids_are_united_without_duplicates(sweep_file):
     assert "data" in request.swept
 
 
+TEXTS_OF_FILES = [
+    "../my data/nötes.txt",
+    "my grid ü",
+    "it's #1; 50 % (a)",
+    "C:\\ü",
+    "Recite: ",
+    "two\nlines",
+    '"Hi" she said',
+    "[INST] Wo?",
+    "a=b",
+    " ",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS_OF_FILES)
+def test_a_text_of_a_sweep_file_that_is_no_sweep_means_itself(sweep_file, text):
+    written = json.dumps(text, ensure_ascii=False)
+    request = load("sweep", [], sweep_file(f"rank: 1,2,4\ndata: text\ndata.prompt: {written}\n"))
+    assert [run.rank for run in request.runs] == [1, 2, 4]
+    assert {run.data.prompt for run in request.runs} == {text}
+
+
+@pytest.mark.parametrize("text", ["notes, v(2)=ä.txt", "f(ü)", "ü, ${rank}"])
+def test_what_looks_like_several_values_goes_into_a_list(sweep_file, text):
+    line = refusal("sweep", file=sweep_file(f"data: text\ndata.prompt: {json.dumps(text)}\n"))
+    assert line.startswith(str(sweep_file("")))
+    assert "cannot be parsed by Hydra's grammar" in line
+    (remedy,) = re.findall(r"a text that is one value goes into a list: (.*)$", line)
+    if "${" not in text:
+        request = load("sweep", [], sweep_file(f"data: text\ndata.prompt: {remedy}\n"))
+        assert [run.data.prompt for run in request.runs] == [text]
+
+
+def test_the_remedy_of_a_command_line_can_be_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for value in ("it's.txt", 'a "b" c;', "ü", 'it\'s "so" \\ ü', "$HOME ü `x`"):
+        line = refusal("probe", "data=text", f"data.prompt={value}")
+        typed = shlex.split(line.partition("quote special characters: ")[2])
+        request = load("probe", ["data=text", *typed])
+        assert request.runs[0].data.prompt == value
+
+
 @pytest.mark.parametrize("name", ["law", "law.yaml", "sweeps/law.yaml"])
 def test_shipped_sweeps_are_found_by_name(name, tmp_path, monkeypatch):
     (tmp_path / "law.yaml").write_text("rank: [4, 8]\n")
@@ -492,7 +542,10 @@ def test_shipped_sweeps_are_found_by_name(name, tmp_path, monkeypatch):
         (b"\xff\xfe", "not UTF-8"),
         ("grids: 3\n", "grids must be a list of mappings"),
         ("rank: []\n", "rank: no values"),
-        ("rank: interval(1,2)\n", "an interval has no list of values"),
+        ("rank: interval(1,2)\n", "mine.yaml: rank=interval(1,2): an interval has no list"),
+        ("rank: rnage(1,9)\n", "mine.yaml: rank=rnage(1,9): cannot be parsed"),
+        ("rank: 1;2\n", "rank=1;2: must be an integer"),
+        ("rank=4: x\n", "rank=4: no such key"),
         ("model: [tiny, tinny]\n", "did you mean 'tiny'?"),
         ("rank: [4, four]\n", "rank=four: must be an integer"),
         ("grids:\n- out: a\n- out: b\n", "out: takes one value"),
@@ -596,6 +649,16 @@ def test_what_a_kind_of_data_is_trained_with_is_a_mapping(kind, value, user_conf
     data = "data=phonebook" if kind == "facts" else "data=random"
     with pytest.raises(UserError, match=rf"memorize\.yaml: {kind}: must be a mapping of settings"):
         load_memorize([data], Limits(), user_conf)
+
+
+def test_a_text_among_what_a_kind_of_data_is_trained_with_means_itself(user_conf, tmp_path):
+    ours = option_files.shipped("conf") / "memorize.yaml"
+    added = 'facts:\n  data.chat: true\n  data.system: "Grüße, it\'s  me"'
+    text = ours.read_text("utf-8").replace("facts:", added, 1)
+    (user_conf / "memorize.yaml").write_text(text, "utf-8")
+    (tmp_path / "facts.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    asked = load_memorize([str(tmp_path / "facts.jsonl")], Limits(), user_conf)
+    assert asked.request.runs[0].data.system == "Grüße, it's  me"
 
 
 def test_an_option_that_holds_a_number_is_refused(user_conf):
