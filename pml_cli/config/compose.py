@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import ROUND_CEILING, Decimal
@@ -35,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pml_cli.config.grid import MAX_CELLS, Grid
 from pml_cli.config.option_files import options, shipped, split_known
-from pml_cli.config.override_text import quoted_text
+from pml_cli.config.override_text import typed_override
 from pml_cli.config.registry import GROUPS
 from pml_cli.config.sweep_file import YAMLError, one_line
 from pml_cli.errors import UserError
@@ -192,10 +191,7 @@ def _remedy(error: UserError, text: str) -> str:
     # With a line break in it, it would be no line.
     if len(text) > MAX_QUOTED or not text.isprintable():
         return "; quote special characters: key='value'"
-    # Quotes of the other kind are easier to read than what escapes them.
-    is_plain = not re.search(r'["\\]|\$\{', value)
-    literal = f'"{value}"' if is_plain else quoted_text(value)
-    return f"; quote special characters: {shlex.quote(f'{key}={literal}')}"
+    return f"; quote special characters: {typed_override(key, value)}"
 
 
 def _remedy_in_yaml(text: str) -> str:

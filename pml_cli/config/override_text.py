@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
@@ -52,6 +53,14 @@ def quoted_text(text: str) -> str:
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", literal)
     closed = re.sub(r"(\\+)$", r"\1\1", escaped)
     return f"'{closed}'"
+
+
+def typed_override(key: str, value: str) -> str:
+    """An override as one types it, so that a shell and Hydra leave the value as it is."""
+    # Quotes of the other kind are easier to read than what escapes them.
+    is_plain = not re.search(r'["\\]|\$\{', value)
+    literal = f'"{value}"' if is_plain else quoted_text(value)
+    return shlex.quote(f"{key}={literal}")
 
 
 def _text_of(key: str, value: Any) -> str:

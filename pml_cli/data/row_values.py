@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pml_cli.config.override_text import typed_override
 from pml_cli.data.facts_file import Row
 from pml_cli.errors import UserError, and_n_more
 
@@ -80,7 +81,7 @@ def override(name: str, key: str) -> str:
         key = "KEY"
     if PLAIN_KEY.fullmatch(key):
         return f"data.{name}={key}"
-    return f"'data.{name}=\"{printable(key)}\"'"
+    return typed_override(f"data.{name}", printable(key))
 
 
 def printable(key: str | None) -> str:

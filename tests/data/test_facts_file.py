@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import shlex
 
 import pandas as pd
 import pytest
 
+from pml_cli.config.compose import parse
 from pml_cli.config.schema import Run
 from pml_cli.data import facts_file
 from pml_cli.data.fact_keys import facts_of
@@ -451,6 +453,15 @@ def test_faults_of_tables(tmp_path, name):
         facts(tmp_path / "facts.csv")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["die Antwort", "it's", 'the "answer"', "it's $HOME"])
+def test_the_setting_that_names_a_key_can_be_typed(tmp_path, key):
+    (tmp_path / "facts.jsonl").write_text(json_lines([{"question": "q", key: "a"}]))
+    with pytest.raises(UserError) as caught:
+        facts(tmp_path / "facts.jsonl")
+    (typed,) = shlex.split(str(caught.value).partition("; give ")[2])
+    assert parse([typed])[0] == {"data.target_key": [key]}
 
 
 def test_a_key_that_is_not_there_is_named_with_the_nearest(tmp_path):
