@@ -170,6 +170,7 @@ class _KeyFinder:
         for setting in ("prompt_key", "target_key"):
             key = getattr(self, f"_{setting}")
             if key is not None and _lookup(row.fields, key) is _ABSENT:
+                _check_header(row)
                 names = map(printable, _paths(row.fields))
                 near = did_you_mean(key, names).replace("allowed:", "keys found:")
                 raise UserError(f"{row.where} has no {key!r} (data.{setting}); {near}")
@@ -181,6 +182,7 @@ class _KeyFinder:
         chat = self._conversation(row)
         if chat:
             return _Keys(prompt=chat, system=self._system_names)
+        _check_header(row)
         raise UserError(f"{row.where} {self._what_is_missing(row, prompt, target)}")
 
     def _known(self, row: Row, names: Sequence[str]) -> str | None:
@@ -239,6 +241,17 @@ class _KeyFinder:
         flag = override(f"{missing}_key", candidates[0] if candidates else "KEY")
         present_key = f"a {present} ({printable(prompt or target)})"
         return f"has {present_key} and no {missing} by a known name; {keys_found}; give {flag}"
+
+
+def _check_header(row: Row) -> None:
+    """Refuse a table that begins with a fact: as the names of columns it would not be learned.
+
+    Raises:
+        UserError: shows the header that seems to be missing.
+    """
+    reason = row.missing_header()
+    if reason:
+        raise UserError(reason)
 
 
 def _fact(row: Row, keys: _Keys, counts: Counter[str]) -> Fact:

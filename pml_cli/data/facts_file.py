@@ -29,6 +29,13 @@ DELIMITERS = (",", ";", "\t")
 # A line of Excel's before the header, which says the delimiter.
 EXCEL_LINE = re.compile(r"sep=([,;|\t])\s*", re.IGNORECASE)
 
+# How a text ends, and no name of a column.
+SENTENCE_ENDS = ("?", "!", ":", "\u3002", "\uff1f", "\u061f")
+MOST_WORDS_OF_A_NAME = 4
+
+# Columns of a header that a message shows.
+MAX_COLUMNS = 6
+
 BLANKS = re.compile(r"\s*")
 
 # Names of the list of rows in a file of one object.
@@ -50,6 +57,13 @@ class Row:
 
     fields: Mapping[str, Any]
     """Values by key, as JSON has them; numbers as `Number`."""
+
+    delimiter: str = ""
+    """Of a row of a CSV or TSV, what stands between its cells; its keys are those of the header."""
+
+    def missing_header(self) -> str:
+        """The line about a table that seems to begin with a fact; empty where it does not."""
+        return _missing_header(list(self.fields), self.delimiter) if self.delimiter else ""
 
 
 def read_rows(path: str) -> list[Row]:
@@ -147,8 +161,35 @@ def _table_rows(path: str, text: str, delimiter: str) -> list[Row]:
                 f"data.path={path}: {where} has {len(cells)} cells, the header {len(names)} "
                 f"(a cell that holds {delimiter!r} needs quotes around it)"
             )
-        rows.append(Row(where=where, fields=dict(zip(names, cells, strict=True))))
+        fields = dict(zip(names, cells, strict=True))
+        rows.append(Row(where=where, fields=fields, delimiter=delimiter))
+    if not rows and (reason := _missing_header(names, delimiter)):
+        raise UserError(f"data.path={path}: {reason}")
     return rows
+
+
+def _missing_header(names: list[str], delimiter: str) -> str:
+    """The line about a header that is none; empty where its cells may be names of columns."""
+    # A table of one column has no place for a question and its answer.
+    if len(names) < 2 or not any(map(_is_sentence, names)):
+        return ""
+    columns = ["question", "answer", *(f"column{number}" for number in range(3, len(names) + 1))]
+    header = delimiter.join(columns[:MAX_COLUMNS]).replace("\t", "<tab>")
+    more = "..." if len(columns) > MAX_COLUMNS else ""
+    seen = ", ".join(shown(name) for name in names[:2])
+    return (
+        f"the header seems to be missing, the first line is a fact ({seen}); put the names of the "
+        f"columns in front of it: {header}{more} (if these are names: data.prompt_key=, "
+        "data.target_key=)"
+    )
+
+
+def _is_sentence(name: str) -> bool:
+    """Whether a cell of the header is a text rather than the name of a column."""
+    words = name.split()
+    # `No.` is the name of a column.
+    is_ended = name.endswith(SENTENCE_ENDS) or (name.endswith(".") and len(words) > 1)
+    return is_ended or len(words) > MOST_WORDS_OF_A_NAME
 
 
 def _table_lines(path: str, text: str, delimiter: str) -> Iterator[tuple[str, list[str]]]:

@@ -433,8 +433,21 @@ TABLE_FAULTS = {
     "blank": (b",\n,,\n", "no rows"),
     "no header": (
         b"Ada:,one\nBob:,two\n",
-        "line 2 has no prompt and target by a known name; keys found: Ada:, one; "
-        "give 'data.prompt_key=\"Ada:\"' data.target_key=one",
+        "the header seems to be missing, the first line is a fact (Ada:, one); put the names of "
+        "the columns in front of it: question,answer",
+    ),
+    "one fact and no header": (
+        b"Wo?;hier;x\n",
+        "the first line is a fact (Wo?, hier); put the names of the columns in front of it: "
+        "question;answer;column3",
+    ),
+    "no header, of many words": (
+        b"the capital city of France,Paris\nthat of Spain,Madrid\n",
+        "the header seems to be missing",
+    ),
+    "a header of other names": (
+        b"Nr.,die Frage,die Antwort\n1,q,a\n",
+        "line 2 has no prompt and target by a known name; keys found: Nr., die Frage, die Antwort",
     ),
     "empty": (b"question,answer\nq,a\nq,\n", "line 3: answer is empty"),
     "UTF-16": ("question,answer\nq,a\n".encode("utf-16"), "UTF-16, not UTF-8 text"),
@@ -462,6 +475,14 @@ def test_the_setting_that_names_a_key_can_be_typed(tmp_path, key):
         facts(tmp_path / "facts.jsonl")
     (typed,) = shlex.split(str(caught.value).partition("; give ")[2])
     assert parse([typed])[0] == {"data.target_key": [key]}
+
+
+def test_a_header_of_sentences_may_be_named(tmp_path):
+    (tmp_path / "facts.csv").write_text("Wo?,hier\nWas?,das\n")
+    with pytest.raises(UserError, match=r"the header seems to be missing"):
+        facts(tmp_path / "facts.csv", prompt_key="question")
+    found, _ = facts(tmp_path / "facts.csv", prompt_key="Wo?", target_key="hier")
+    assert found == [((("user", "Was?"),), "das")]
 
 
 def test_a_key_that_is_not_there_is_named_with_the_nearest(tmp_path):
