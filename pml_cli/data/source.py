@@ -42,11 +42,19 @@ class Sample:
     target_text: str = field(default="", compare=False)
     """The whole target as the source gave it, without the end; of facts alone."""
 
+    where: str = field(default="", compare=False)
+    """Its place in a file, `data.path=facts.jsonl: line 3`; empty: not of a file of facts."""
+
     variants: tuple[str, ...] = field(default=(), compare=False)
     """The last turn of its prompt in other words: asked of a trained adapter, never trained."""
 
     neighbours: tuple[Neighbour, ...] = field(default=(), compare=False)
     """Questions that a trained adapter must answer as the model without it."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of prompt and target."""
+        return len(self.prompt) + len(self.target)
 
 
 def no_samples(seqlen: int) -> list[Sample]:
@@ -120,10 +128,12 @@ def check_length(model: Model, data: Data, source: Source, seqlen: int) -> None:
     if source.max_tokens is None and seqlen > context:
         raise UserError(f"seqlen={seqlen}: model={model.name} has a context of {context} tokens")
 
-    samples = source.take(seqlen)
-    longest = max(len(sample.prompt) + len(sample.target) for sample in samples)
-    if longest > context:
+    too_long = [sample for sample in source.take(seqlen) if sample.tokens > context]
+    if too_long:
+        first = too_long[0]
+        place = first.where or f"seqlen={seqlen}"
+        more = "" if len(too_long) == 1 else f" (the first of {len(too_long)})"
         raise UserError(
-            f"seqlen={seqlen}: prompt and target need {longest} tokens, "
-            f"but model={model.name} has a context of {context}"
+            f"{place}: prompt and target need {first.tokens} tokens, "
+            f"but model={model.name} has a context of {context}{more}"
         )

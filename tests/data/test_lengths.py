@@ -1,11 +1,12 @@
 """Lengths in words: all of a source, or so many samples. Equal runs, however they are asked for."""
 
 import csv
+import json
 
 import pytest
 
 from pml_cli.config.request import load
-from pml_cli.data.opened import source_of
+from pml_cli.data.opened import samples_of, source_of
 from pml_cli.data.resolve import resolved_run
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
@@ -82,6 +83,20 @@ def test_all_of_a_text(tmp_path):
 def test_a_run_with_a_number_is_left_alone():
     (run,) = load("sweep", ["seqlen=40"]).runs
     assert resolved_run(run).seqlen == 40
+
+
+@pytest.mark.parametrize("length", ["seqlen=all", "data.samples=3"])
+def test_a_fact_beyond_the_context_is_named_by_its_place(tmp_path, length):
+    rows = [("a", "b"), ("c", "long " * 9000), ("e" * 9000, "f"), ("g", "h")]
+    lines = [json.dumps({"question": question, "answer": answer}) for question, answer in rows]
+    file = tmp_path / "facts.jsonl"
+    file.write_text("\n\n".join(lines))
+    with pytest.raises(UserError) as caught:
+        samples_of(resolved_run(load("probe", ["data=jsonl", f"data.path={file}", length]).runs[0]))
+    line = str(caught.value)
+    assert line.startswith(f"data.path={file}: line 3: prompt and target need ")
+    assert line.endswith("but model=tiny has a context of 8192 (the first of 2)")
+    assert "seqlen" not in line
 
 
 FAULTS = {

@@ -108,10 +108,13 @@ class JsonlData(FactsData):
         tokenizer = open_tokenizer(model)
         samples = []
         for fact in facts:
+            where = f"data.path={self.path}: {fact.where}"
             try:
                 sample = encode_sample(tokenizer, self, fact.turns, fact.target)
             except UserError as error:
-                raise UserError(f"data.path={self.path}: {fact.where}: {error}") from error
-            sample = dataclasses.replace(sample, variants=fact.variants, neighbours=fact.neighbours)
+                raise UserError(f"{where}: {error}") from error
+            sample = dataclasses.replace(
+                sample, where=where, variants=fact.variants, neighbours=fact.neighbours
+            )
             samples.append(sample)
         return samples
