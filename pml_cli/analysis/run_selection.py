@@ -89,6 +89,7 @@ def _select(
     paths: Sequence[Path],
 ) -> pd.DataFrame:
     """The runs of the ranks and lengths that the settings name."""
+    folders = shlex.join(str(path) for path in paths)
     selections = {"rank": settings.rank, "seqlen": settings.seqlen}
     for name, selected in selections.items():
         if not selected:
@@ -97,7 +98,6 @@ def _select(
         runs = runs[runs[name].isin(selected)]
         if runs.empty:
             asked = ",".join(map(str, selected))
-            folders = shlex.join(str(path) for path in paths)
             raise UserError(
                 f"{name}={asked}: no finished run has it; {folders} has "
                 f"{', '.join(map(str, available))}"
@@ -107,7 +107,8 @@ def _select(
     if settings.text is not None and settings.text not in texts:
         available_texts = ", ".join(map(str, texts)) or "none"
         raise UserError(
-            f"text={settings.text}: no finished run has this data.seed; there are {available_texts}"
+            f"text={settings.text}: no finished run has it as data.seed; {folders} has "
+            f"{available_texts}"
         )
     return runs
 

@@ -153,7 +153,7 @@ def test_runs_are_selected_and_copies_left_out(tmp_path):
     for settings, message in (
         (Transition(rank=[3]), "rank=3: no finished run has it; .* has 2, 8"),
         (Transition(seqlen=[7]), "seqlen=7: no finished run has it"),
-        (Transition(text=5), "text=5: no finished run has this data.seed; there are 0"),
+        (Transition(text=5), "text=5: no finished run has it as data.seed; .* has 0$"),
     ):
         with pytest.raises(UserError, match=message):
             transition_runs([tmp_path], settings)
