@@ -5,7 +5,7 @@ import re
 import pytest
 import typer
 from support.markdown import PAGES as ALL_PAGES
-from support.markdown import inline_tokens, name_of
+from support.markdown import ROOT, inline_tokens, name_of
 from support.page_commands import FILES, PAGES, pml_lines
 from support.shell_lines import commands
 
@@ -24,6 +24,17 @@ def spoken_lines(page):
     whole = [span for span in sorted(spans) if not re.search(r"\.\.\.|[\[<]|= |=$", span)]
     found = [words for span in whole for words in commands(span) if words[0] == "pml"]
     return [words[1:] for words in found if len(words) > 2]
+
+
+def test_the_recipes_name_every_command_that_takes_a_dry_run():
+    page = (ROOT / "docs" / "recipes.md").read_text("utf-8")
+    (line,) = (line for line in page.splitlines() if line.startswith("Each is a command"))
+    taking = {
+        name
+        for name, command in COMMANDS.items()
+        if any("--dry-run" in option.opts for option in command.params)
+    }
+    assert set(re.findall(r"`pml (\w+)`", line)) == taking
 
 
 @pytest.fixture
