@@ -105,7 +105,7 @@ def made_short(words, out):
 def test_a_line_of_a_page_does_its_work(line, workspace, tmp_path, capsys, monkeypatch):
     _, words = LINES[line]
     # Of `pml ask RUN -`.
-    monkeypatch.setattr("sys.stdin", io.StringIO("Which pump is in hall 3?\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Which pump is in hall 3?\n")))
     code = quick_in(workspace, *made_short(words, tmp_path / "out"))
     shown = capsys.readouterr()
     # A search whose trainings are this short may find nothing, and says so with 1.

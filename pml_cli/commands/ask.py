@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from rich.console import Console
 from pml_cli.config.load import moved_files, read_run
 from pml_cli.config.reports import Ask
 from pml_cli.config.schema import Run
-from pml_cli.errors import UserError
+from pml_cli.data.text_file import utf8_text
+from pml_cli.errors import UserError, printable
 from pml_cli.evaluation.asking import Answer, Interview, Question, trained_samples
 from pml_cli.evaluation.finished_runs import check_code_is_allowed, read_environment
 from pml_cli.evaluation.subject import EvalRun
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
 # Stands for standard input, a question a line.
 STANDARD_INPUT = "-"
+
+# What Python puts for the bytes of a command line that are no UTF-8.
+NO_UTF8 = re.compile("[\udc80-\udcff]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,6 +140,7 @@ def _questions(interview: Interview, texts: Sequence[str]) -> list[Question]:
     """
     questions: list[str] = []
     for text in texts:
+        _check_is_text(text)
         # Not splitlines(), which also splits at characters that a question may hold.
         lines = _standard_input().split("\n") if text == STANDARD_INPUT else [text]
         questions += [line for line in lines if line.strip()]
@@ -148,14 +154,23 @@ def _questions(interview: Interview, texts: Sequence[str]) -> list[Question]:
     raise UserError(f"no question: give one{example}, or - for one a line of standard input")
 
 
+def _check_is_text(argument: str) -> None:
+    """Refuse an argument with a byte that is no UTF-8, which Python keeps as a surrogate.
+
+    Raises:
+        UserError: names the byte.
+    """
+    stray = NO_UTF8.search(argument)
+    if stray:
+        byte = ord(stray[0]) - 0xDC00
+        raise UserError(f"{printable(argument)}: holds the byte 0x{byte:02X}, not UTF-8 text")
+
+
 def _standard_input() -> str:
     if sys.stdin is None:
-        raise UserError("-: standard input is closed")
-    try:
-        # Windows puts a mark in front of UTF-8.
-        return sys.stdin.read().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UserError(f"-: standard input is no UTF-8 text (byte {error.start})") from error
+        raise UserError("standard input: closed; - takes a question a line from it")
+    # As bytes: in some locales Python puts surrogates for what is no UTF-8.
+    return utf8_text("standard input", sys.stdin.buffer.read())
 
 
 def _load(

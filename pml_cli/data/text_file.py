@@ -46,18 +46,32 @@ def decoded_text(path: str, content: bytes) -> str:
     Raises:
         UserError: it is empty, binary or not UTF-8.
     """
+    text = utf8_text(f"data.path={path}", content)
+    if not text.strip():
+        raise UserError(f"data.path={path}: empty file")
+    return text
+
+
+def utf8_text(name: str, content: bytes) -> str:
+    """UTF-8 content as text, without a byte order mark and with Unix line ends.
+
+    Args:
+        name: of what it was read from, for messages.
+        content: its bytes.
+
+    Raises:
+        UserError: it is binary or not UTF-8.
+    """
     if content.startswith(ZIP):
-        raise UserError(f"data.path={path}: a binary file (zip or Excel); must be UTF-8 text")
+        raise UserError(f"{name}: a binary file (zip or Excel); must be UTF-8 text")
     if content.startswith(UTF_16_MARKS):
-        raise UserError(f"data.path={path}: UTF-16, not UTF-8 text; save it as UTF-8")
+        raise UserError(f"{name}: UTF-16, not UTF-8 text; save it as UTF-8")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"data.path={path}: not UTF-8 text (byte {error.start})") from error
+        raise UserError(f"{name}: not UTF-8 text (byte {error.start})") from error
 
-    if not text.strip():
-        raise UserError(f"data.path={path}: empty file")
     # Zero bytes are valid UTF-8, so a binary file may decode.
     if "\0" in text:
-        raise UserError(f"data.path={path}: a binary file (with zero bytes); must be UTF-8 text")
+        raise UserError(f"{name}: a binary file (with zero bytes); must be UTF-8 text")
     return text.replace("\r\n", "\n")

@@ -143,24 +143,37 @@ def test_text_is_continued_from_its_prompt(runs, ask):
     assert answer["prompt"] == "<|endoftext|>A function" and len(answer["tokens"]) == 3
 
 
-def test_standard_input_that_cannot_be_read(runs, ask, monkeypatch):
-    latin = io.TextIOWrapper(io.BytesIO("Wo? é".encode("latin-1")), encoding="utf-8")
-    for stdin, said in ((latin, "no UTF-8 text (byte 4)"), (None, "is closed")):
-        monkeypatch.setattr("sys.stdin", stdin)
-        code, _, err = ask(runs / "block", "-")
-        assert code == 2
-        assert f"-: standard input {'' if stdin is None else 'is '}{said}" in err
+def standard_input(content, errors="strict"):
+    """As Python opens it; `surrogateescape` as it does in the locale of a container."""
+    return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", errors=errors)
+
+
+@pytest.mark.parametrize(
+    ("stdin", "said"),
+    [
+        (standard_input("Wo? é".encode("latin-1")), "not UTF-8 text (byte 4)"),
+        (standard_input(b"pi?\n\xff\n", "surrogateescape"), "not UTF-8 text (byte 4)"),
+        (standard_input("pi?\n".encode("utf-16")), "UTF-16, not UTF-8 text; save it as UTF-8"),
+        (standard_input(b"a\0b\n"), "a binary file (with zero bytes); must be UTF-8 text"),
+        (None, "closed; - takes a question a line from it"),
+    ],
+)
+def test_standard_input_that_cannot_be_read(stdin, said, runs, ask, monkeypatch):
+    monkeypatch.setattr("sys.stdin", stdin)
+    code, _, err = ask(runs / "block", "-")
+    assert (code, err) == (2, f"error: standard input: {said}\n")
 
 
 def test_questions_from_standard_input(runs, ask, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(["", *FACTS, ""])))
+    lines = "\r\n".join(["\ufeff", *FACTS, " ", ""])
+    monkeypatch.setattr("sys.stdin", standard_input(lines.encode()))
     code, out, _ = ask(runs / "block", "-")
     assert code == 0
     for question, answer in FACTS.items():
         assert f"> {question}\n{answer}\n" in out
 
     # Characters that are no line feed, though Python takes them for the end of a line.
-    monkeypatch.setattr("sys.stdin", io.StringIO("Which\u2028hall\x0b?\n"))
+    monkeypatch.setattr("sys.stdin", standard_input("Which\u2028hall\x0b?\n".encode()))
     _, out, _ = ask(runs / "block", "-", "--json")
     (answer,) = json.loads(out)["answers"]
     assert answer["question"] == "Which\u2028hall\x0b?"
@@ -334,6 +347,19 @@ def test_bad_input_is_one_line_and_exit_2(args, message, runs, ask, monkeypatch)
     code, out, err = ask(*args)
     assert (code, out) == (2, "")
     assert message in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("letter", "said"),
+    [
+        ("\udcff", "holds the byte 0xFF, not UTF-8 text"),
+        ("\ud83d", "holds an unpaired surrogate U+D83D (half of a cut emoji), which no tokenizer"),
+    ],
+)
+def test_a_question_that_is_no_unicode_says_what_it_is(letter, said, runs, ask):
+    code, out, err = ask(runs / "block", f"pi{letter}?")
+    assert (code, out) == (2, "")
+    assert said in err and len(err.splitlines()) == 1
 
 
 def test_questions_may_hold_equals_signs():
