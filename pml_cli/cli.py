@@ -110,7 +110,8 @@ AskArguments = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="RUN|QUESTION|KEY=VALUE",
-        help="A run folder, questions (-: one per line of standard input) and settings.",
+        help="A run folder, questions (-: one per line of standard input, blank lines left out) "
+        "and settings.",
         autocompletion=report_completer(reports.Ask),
     ),
 ]

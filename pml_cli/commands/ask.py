@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 STANDARD_INPUT = "-"
 
 # What Python puts for the bytes of a command line that are no UTF-8.
-NO_UTF8 = re.compile("[\udc80-\udcff]")
+STRAY_BYTE = re.compile("[\udc80-\udcff]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ def run(
 
     Args:
         path: a run folder, its adapter/, or a folder with one run.
-        questions: what is asked; "-": every line of standard input; none: the prompt of a run of
-            running text or random tokens is continued.
+        questions: what is asked; "-": every line of standard input that is not blank; none: the
+            prompt of a run of running text or random tokens is continued.
         settings: where the model is, and on what device.
         console: to print to.
         flags: how answers are made and shown.
@@ -139,11 +139,18 @@ def _questions(interview: Interview, texts: Sequence[str]) -> list[Question]:
         UserError: there are none, and the run has questions.
     """
     questions: list[str] = []
-    for text in texts:
+    for number, text in enumerate(texts, 1):
+        if text == STANDARD_INPUT:
+            # Not splitlines(), which also splits at characters that a question may hold.
+            lines = _standard_input().split("\n")
+            # A file may end with blank lines, or have them between its parts.
+            questions += [line for line in lines if line.strip()]
+            continue
         _check_is_text(text)
-        # Not splitlines(), which also splits at characters that a question may hold.
-        lines = _standard_input().split("\n") if text == STANDARD_INPUT else [text]
-        questions += [line for line in lines if line.strip()]
+        # Left out, it would shift the answers of a script that counts them.
+        if not text.strip():
+            raise UserError(f"question {number} of {len(texts)}: empty; must be a text")
+        questions.append(text)
     if questions:
         return [question for text in questions for question in interview.questions(text)]
 
@@ -160,7 +167,7 @@ def _check_is_text(argument: str) -> None:
     Raises:
         UserError: names the byte.
     """
-    stray = NO_UTF8.search(argument)
+    stray = STRAY_BYTE.search(argument)
     if stray:
         byte = ord(stray[0]) - 0xDC00
         raise UserError(f"{printable(argument)}: holds the byte 0x{byte:02X}, not UTF-8 text")
