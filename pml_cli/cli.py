@@ -249,7 +249,7 @@ WithHarm = Annotated[
 ]
 Exact = Annotated[
     str,
-    typer.Option("--exact", metavar="SHARE", help="Share of facts that must be recalled exactly."),
+    typer.Option("--exact", metavar="SHARE", help="Facts that must be recalled exactly, per cent."),
 ]
 MaxForgetting = Annotated[
     str,

@@ -212,14 +212,17 @@ def command_line(arguments: Sequence[str], **options: str) -> str:
 
 
 def _share(text: str) -> float:
-    allowed = "above 0% and at most 100%: 99%"
+    allowed = "per cent above 0 and at most 100, such as 99%"
     try:
         value = plain_number(text.strip().removesuffix("%"))
     except ValueError as error:
         raise ValueError(allowed) from error
     # 0.99 is more likely meant as a share than as less than one per cent.
-    is_share = value <= 1 and not text.strip().endswith("%")
-    if is_share or not 0 < value <= 100:
+    is_share = 0 < value <= 1 and not text.strip().endswith("%")
+    if is_share:
+        per_cent = f"{100 * value:.10g}%"
+        raise ValueError(f"{allowed}; did you mean {per_cent}?")
+    if not 0 < value <= 100:
         raise ValueError(allowed)
     return value / 100
 

@@ -65,7 +65,13 @@ def test_from_a_file_of_facts_to_an_adapter(quick, tmp_path):
         ([], "error: FILE: give a file of facts or a text, or data=..."),
         (["facts.jsonl", "data=text"], "error: facts.jsonl: cannot be combined with data=;"),
         (["facts.jsonl", "train.lr=1,2"], "error: train.lr: takes one value"),
-        (["facts.jsonl", "--exact", "0.9"], "error: --exact 0.9: must be above 0%"),
+        (
+            ["facts.jsonl", "--exact", "0.99"],
+            "error: --exact 0.99: must be per cent above 0 and at most 100, such as 99%; "
+            "did you mean 99%?",
+        ),
+        (["facts.jsonl", "--exact", "1"], "error: --exact 1: must be per cent above 0 and at most"),
+        (["facts.jsonl", "--exact", "101"], "error: --exact 101: must be per cent above 0 and at"),
         (["facts.jsonl", "--budget", "soon"], "error: --budget soon: must be a duration"),
         (["facts.jsonl", "./facts.jsonl"], "error: facts.jsonl: given twice"),
         (["facts.jsonl", "--budget", "\u0663min"], "error: --budget \u0663min: must be a duration"),
