@@ -9,16 +9,19 @@ from collections.abc import Sequence
 MISSING = "-"
 
 
-def counted(things: Sequence[object] | int, name: str, plural: str = "s") -> str:
+def counted(
+    things: Sequence[object] | int, name: str, plural: str = "s", *, spec: str = "d"
+) -> str:
     """How many of something: 1 cell, 2 cells.
 
     Args:
         things: a count, or what is counted.
         name: the singular.
         plural: what the plural appends.
+        spec: format of the count: "," parts thousands.
     """
     count = things if isinstance(things, int) else len(things)
-    return f"{count} {name}" if count == 1 else f"{count} {name}{plural}"
+    return f"{count} {name}" if count == 1 else f"{count:{spec}} {name}{plural}"
 
 
 def number(value: float | None, spec: str = ".4g", missing: str = MISSING) -> str:

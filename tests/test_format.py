@@ -85,3 +85,10 @@ def test_percentages_never_round_to_all_or_nothing(proportion, text):
 )
 def test_three_digits(value, text):
     assert format.three_digits(value) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 tokens"), (1, "1 token"), (2, "2 tokens"), (52000, "52,000 tokens")]
+)
+def test_counts_part_thousands_where_that_is_asked_for(count, text):
+    assert format.counted(count, "token", spec=",") == text

@@ -221,7 +221,7 @@ def _train(plan: SweepPlan, console: Console, progress: Console, number: int) ->
         show_warnings(console, plan.cells)
     lengths = [cell.run.seqlen for cell in plan.cells]
     missing = sum(len(pack.cells) for pack in plan.todo)
-    title = f"round {number}, {min(lengths)} to {max(lengths)} tokens"
+    title = f"round {number}, {min(lengths)} to {counted(max(lengths), 'token')}"
     line = f"{title}: {counted(plan.cells, 'attempt')}, {missing} to train"
     progress.print(line, highlight=False, soft_wrap=True)
     with SweepDisplay.of(plan, progress, title) as display:
@@ -235,7 +235,9 @@ def _plan_lines(adapters: Sequence[GrownAdapter]) -> list[str]:
         run = adapter.run
         text = f"data={run.data.source}, data.seed={run.data.seed}, seed={run.seed}"
         length = adapter.growth.next_length()
-        lines.append(f"rank {run.rank}, {text}, loss={run.loss.kind}: begins with {length} tokens")
+        assert length is not None
+        begins = f"begins with {counted(length, 'token')}"
+        lines.append(f"rank {run.rank}, {text}, loss={run.loss.kind}: {begins}")
     return lines
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from pml_cli.config.schema import Request, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.errors import UserError
+from pml_cli.format import counted
 from pml_cli.io import atomic_write, json_text, jsonable, table_records
 from pml_cli.launch.driver import check_models
 from pml_cli.launch.pack import Pack, as_found
@@ -166,7 +167,7 @@ def _title(cell: CellPlan) -> str:
     tokens = sum(len(sample.target) for sample in cell.samples)
     return (
         f"{run.model.name}: {run.adapter.kind} adapter of rank {run.rank} learns "
-        f"{tokens} target tokens ({run.data.label}, {loss_label(run.loss)})"
+        f"{counted(tokens, 'target token')} ({run.data.label}, {loss_label(run.loss)})"
     )
 
 

@@ -9,7 +9,9 @@ always a slip is refused here: a key given twice (bash makes that of rank={4,8})
 from __future__ import annotations
 
 import json
+import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import ROUND_CEILING, Decimal
@@ -48,6 +50,10 @@ MAX_QUOTED = 300
 
 # What several values, a call, a list, a mapping or an interpolation looks like.
 SEVERAL = re.compile(r",|\$\{|^\w+\(.*\)$|^\[.*\]$|^\{.*\}$", re.DOTALL)
+
+
+# Infinity as one writes it; a number with too many digits is read as it, too.
+INFINITY = re.compile("inf", re.IGNORECASE)
 
 
 class GrammarError(UserError):
@@ -157,11 +163,12 @@ def _parse_override(
     """
     quoted = _short(text)
     if text[:1] in ("+", "~"):
-        bare = quoted.lstrip("+~") or "key"
+        bare = quoted.lstrip("+~") or "KEY"
+        written = bare if "=" in bare else f"{bare}=VALUE"
         raise UserError(
-            f"{quoted}: {text[0]} is not supported, every setting has a value; write {bare}"
+            f"{quoted}: {text[0]} is not supported, every setting has a value; write {written}"
         )
-    key, equals, _ = text.partition("=")
+    key, equals, value = text.partition("=")
     if _depth(text) > MAX_DEPTH:
         raise UserError(f"{_short(key)}: its value is nested too deep")
     if not equals or not key.strip():
@@ -180,6 +187,9 @@ def _parse_override(
     values = _values(override, quoted, names)
     if not values:
         raise UserError(f"{quoted}: no values")
+    if any(map(_is_infinite, values)) and not INFINITY.search(value):
+        largest = f"{sys.float_info.max:.2g}"
+        raise UserError(f"{quoted}: a number that is too large; must be at most {largest}")
     return key, distinct(values)
 
 
@@ -272,6 +282,15 @@ def _range_values(sweep: RangeSweep, text: str) -> list[Any]:
 
     to_plain = int if all(isinstance(end, int) for end in ends) else float
     return [to_plain(number) for number in numbers]
+
+
+def _is_infinite(value: Any) -> bool:
+    """Whether a value is an infinite number, or a list or mapping with one."""
+    if isinstance(value, list):
+        return any(map(_is_infinite, value))
+    if isinstance(value, dict):
+        return any(map(_is_infinite, value.values()))
+    return isinstance(value, float) and math.isinf(value)
 
 
 def _unquoted(value: Any) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 
 from pml_cli.data.text_file import decoded_text, read_bytes
 from pml_cli.errors import UserError, first_line
+from pml_cli.format import counted
 from pml_cli.validation import MAX_DEPTH, shallow, shown
 
 GZIP = b"\x1f\x8b"
@@ -158,7 +159,7 @@ def _table_rows(path: str, text: str, delimiter: str) -> list[Row]:
     for where, cells in lines:
         if len(cells) != len(names):
             raise UserError(
-                f"data.path={path}: {where} has {len(cells)} cells, the header {len(names)} "
+                f"data.path={path}: {where} has {counted(cells, 'cell')}, the header {len(names)} "
                 f"(a cell that holds {delimiter!r} needs quotes around it)"
             )
         fields = dict(zip(names, cells, strict=True))
@@ -230,7 +231,7 @@ def _json_array(path: str, text: str) -> list[tuple[str, Any]]:
     try:
         values = _parse(text)
     except json.JSONDecodeError as error:
-        reason = f"{error.msg} at line {error.lineno} column {error.colno}"
+        reason = f"{_json_fault(error)} at line {error.lineno} column {error.colno}"
         raise UserError(f"data.path={path}: not a JSON array ({reason})") from error
     except ValueError as error:
         raise UserError(f"data.path={path}: not a JSON array ({first_line(error)})") from error
@@ -255,9 +256,14 @@ def _json_lines(path: str, text: str) -> list[tuple[str, Any]]:
 
             reason = first_line(error)
             if isinstance(error, json.JSONDecodeError):
-                reason = f"{error.msg} at column {error.colno}"
+                reason = f"{_json_fault(error)} at column {error.colno}"
             raise UserError(f"data.path={path}: line {number} is not JSON ({reason})") from error
     return entries
+
+
+def _json_fault(error: json.JSONDecodeError) -> str:
+    """What is wrong, to be followed by its place: some of Python's messages end with "at"."""
+    return error.msg.rstrip(": ").removesuffix(" at")
 
 
 def _json_values(path: str, text: str) -> list[tuple[str, Any]]:

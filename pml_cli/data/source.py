@@ -101,12 +101,14 @@ class Source:
         """
         if self.max_tokens is not None and seqlen > self.max_tokens:
             raise UserError(
-                f"seqlen={seqlen}: this source has only {self.max_tokens} target tokens"
+                f"seqlen={seqlen}: this source has only {counted(self.max_tokens, 'target token')}"
             )
         if seqlen < self.min_tokens:
+            total = "" if self.max_tokens is None else f" ({counted(self.max_tokens, 'token')})"
             raise UserError(
-                f"seqlen={seqlen}: the first sample alone has {self.min_tokens} target tokens; "
-                f"seqlen=all takes {counted(self.sample_ends, 'sample')} ({self.max_tokens} tokens)"
+                f"seqlen={seqlen}: the first sample alone has "
+                f"{counted(self.min_tokens, 'target token')}; "
+                f"seqlen=all takes {counted(self.sample_ends, 'sample')}{total}"
             )
         return self.cut(seqlen)
 
@@ -119,8 +121,9 @@ def check_length(model: Model, data: Data, source: Source, seqlen: int) -> None:
     """
     if source.max_tokens is not None and seqlen > source.max_tokens:
         raise UserError(
-            f"seqlen={seqlen}: data={data.source} has only {source.max_tokens} target tokens "
-            f"for model={model.name}; seqlen=all takes them all"
+            f"seqlen={seqlen}: data={data.source} has only "
+            f"{counted(source.max_tokens, 'target token')} for model={model.name}; "
+            "seqlen=all takes them all"
         )
 
     # An endless source would draw all of these tokens before they are counted.

@@ -18,6 +18,7 @@ from pml_cli import __version__
 from pml_cli.config.schema import Model, Run
 from pml_cli.evaluation.adapter_script import adapter_script
 from pml_cli.evaluation.dialogue import ChatPrompt, Dialogue, IdsPrompt, dialogue_of
+from pml_cli.format import counted
 from pml_cli.model.generation import beyond_greedy
 from pml_cli.model.gguf import base_path
 from pml_cli.model.read_back import Loading
@@ -76,7 +77,7 @@ def _recall(run: Run, result: Mapping[str, Any]) -> str:
     end = ", the end token included" if ends else ""
 
     return (
-        f"It was trained to write {samples} text{'s' if samples > 1 else ''} ({tokens} tokens) "
+        f"It was trained to write {counted(samples, 'text')} ({counted(tokens, 'token')}) "
         f"word for word, and does so with {recalled} of {samples}{end}; {accuracy:.1f} % of the "
         "tokens are right."
     )
@@ -177,8 +178,8 @@ def _origin(run: Run, result: Mapping[str, Any]) -> str:
     lines = [
         f"- base model: {_inline(base_path(run.model))}{revision}, in {run.model.dtype}",
         f"- adapter: rank {run.rank}, {placement}; {result['trainable_parameters']:,} parameters",
-        f"- training: {loss_label(run.loss)}, {result['steps_run']} steps at learning rate "
-        f"{run.train.peak_lr:g}, seed {run.seed}",
+        f"- training: {loss_label(run.loss)}, {counted(result['steps_run'], 'step')} at learning "
+        f"rate {run.train.peak_lr:g}, seed {run.seed}",
         f"- loss: {result['base_loss']:.3f} nats per token before, {result['final_loss']:.3f} "
         "after",
         f"- {_versions()}",

@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.text import Text
 
 from pml_cli.data.cell import CellPlan
+from pml_cli.format import counted
 from pml_cli.launch.observer import RunObserver
 from pml_cli.report.sweep_grid import CellState, SweepGrid
 
@@ -238,7 +239,7 @@ class SweepDisplay(_ProgressDisplay, RunObserver):
         self._show()
 
     def waiting(self, cells: Sequence[CellPlan]) -> None:
-        self._show(f"waiting for {len(cells)} cells of other processes")
+        self._show(f"waiting for {counted(cells, 'cell')} of other processes")
 
     def workers_started(self, count: int, kind: str) -> None:
         line = f"{kind} started"

@@ -41,8 +41,8 @@ def data_lines(asked: Run, run: Run, left_out: int) -> Iterator[str]:
         )
     if left_out:
         yield (
-            f"the last {left_out:,} tokens of the text are beyond the context of "
-            f"model={run.model.name} and are left out: {run.seqlen:,} are learned"
+            f"the end of the text, {counted(left_out, 'token', spec=',')}, is beyond the context "
+            f"of model={run.model.name} and is left out: {run.seqlen:,} are learned"
         )
 
 

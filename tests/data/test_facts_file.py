@@ -325,6 +325,10 @@ FAULTS = {
     ),
     "other keys": ([GOOD, {"a": "b"}], "line 2 has no prompt and target"),
     "no keys": ([{}], "line 1 has no prompt and target by a known name; keys found: none"),
+    "text without end": (
+        [GOOD, '{"question": "never closed}'],
+        "line 2 is not JSON (Unterminated string starting at column 14)",
+    ),
     "not JSON": ([GOOD, "{broken"], "line 2 is not JSON (Expecting property name"),
     "a spread object": (
         [json.dumps(GOOD, indent=1), '{"question": "q",', "}"],
@@ -425,7 +429,7 @@ def test_faults_are_one_line_with_its_place(tmp_path, name):
 
 TABLE_FAULTS = {
     "more": (b"question,answer\nq,a\nq,a,b\n", "line 3 has 3 cells, the header 2 (a cell"),
-    "fewer": (b"question,answer\n\nq\n", "line 3 has 1 cells, the header 2"),
+    "fewer": (b"question,answer\n\nq\n", "line 3 has 1 cell, the header 2"),
     "quotes": (b'question,answer\nq,"a\n', "line 2 is not CSV"),
     "behind quotes": (b'question,answer\n"two\nlines",a\nq,"a" b\n', "line 4 is not CSV"),
     "twice": (b"question,answer,answer\n", "line 1 has two columns 'answer'"),

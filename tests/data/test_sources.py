@@ -13,7 +13,7 @@ from tokenizers import models, pre_tokenizers
 
 from pml_cli.config.schema import TINY as TINY_FOLDER
 from pml_cli.config.schema import Model
-from pml_cli.data.source import Sample, check_length
+from pml_cli.data.source import Sample, Source, check_length
 from pml_cli.data.sources.jsonl import JsonlData
 from pml_cli.data.sources.mixed import MixedData
 from pml_cli.data.sources.phonebook import PhonebookData
@@ -415,6 +415,16 @@ def test_lengths_beyond_the_source_and_the_context(text_file):
     for seqlen in (8192, 8193, 10_000_000):
         with pytest.raises(UserError, match=f"^seqlen={seqlen}: .*8192"):
             check_length(TINY, RandomData(), endless, seqlen)
+
+
+def test_of_one_token_there_is_one_token():
+    source = Source(cut=lambda seqlen: [], max_tokens=1, min_tokens=1, sample_ends=[1])
+    with pytest.raises(UserError, match=r"^seqlen=0: the first sample alone has 1 target token; "):
+        source.take(0)
+    with pytest.raises(UserError, match=r"takes 1 sample \(1 token\)$"):
+        source.take(0)
+    with pytest.raises(UserError, match=r"this source has only 1 target token$"):
+        source.take(2)
 
 
 # -- what is scored

@@ -177,3 +177,10 @@ def test_of_a_long_target_the_beginning_and_the_end_token_are_shown(quick, tmp_p
     room = QUESTION_WIDTH - len("...<|end|>")
     shown = f"target '{target[:room]}...<|end|>'"
     assert any(line.endswith(shown) for line in done.stdout.splitlines())
+
+
+def test_a_text_of_one_token_has_one_token(tmp_path, quick):
+    (tmp_path / "one.txt").write_text("A")
+    shown = quick("sweep", "data=text", "data.path=one.txt", "seqlen=all", "rank=1", "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert "text:one: 1 target token\n" in shown.stdout

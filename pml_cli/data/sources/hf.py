@@ -13,6 +13,7 @@ from pml_cli.config.schema import Data, Model
 from pml_cli.config.setting import setting
 from pml_cli.data.stream import StreamData
 from pml_cli.errors import UserError, did_you_mean, first_line
+from pml_cli.format import counted
 
 if TYPE_CHECKING:
     from pml_cli.data.source import Source
@@ -96,7 +97,9 @@ class HfData(StreamData):
         texts = [text for text in table[self.column] if text and not text.isspace()]
         if not texts:
             reason = f"column {self.column} of split {self.split} has no text"
-            raise UserError(f"data.path={self.path}: {reason} in any of its {len(table)} rows")
+            raise UserError(
+                f"data.path={self.path}: {reason} in any of its {counted(len(table), 'row')}"
+            )
         return "\n\n".join(texts).lstrip()
 
     def _table(self) -> Any:

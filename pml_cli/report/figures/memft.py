@@ -58,7 +58,7 @@ def accuracy_figure(runs: pd.DataFrame, at_best_rates: bool) -> Figure:
         _accuracy_panel(axes, of_length, methods)
         if at_best_rates:
             _write_best_rates(axes, of_length, methods)
-        axes.set_title(f"{length} tokens to remember", fontsize=10)
+        axes.set_title(f"{counted(int(length), 'token')} to remember", fontsize=10)
     for axes in panels[len(lengths) :]:
         axes.set_visible(False)
     for axes in panels[::columns]:
@@ -336,5 +336,5 @@ def _source(runs: pd.DataFrame) -> str:
 def _steps(runs: pd.DataFrame) -> str:
     steps = np.unique(runs["steps"])
     if len(steps) == 1:
-        return f"{steps[0]} steps"
+        return counted(int(steps[0]), "step")
     return f"{steps[0]} to {steps[-1]} steps (budgets differ)"

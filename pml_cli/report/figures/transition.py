@@ -140,14 +140,14 @@ def _recall_points(
         ms=4,
         capsize=2,
         lw=1,
-        label=f"{label}: {tokens:,} tokens",
+        label=f"{label}: {counted(int(tokens), 'token', spec=',')}",
     )
 
 
 def _violations_title(violations: int) -> str:
     if not violations:
         return "No token above p = 0.5 is decoded wrongly"
-    subject = "1 token" if violations == 1 else f"{violations:,} tokens"
+    subject = counted(violations, "token", spec=",")
     verb = "is" if violations == 1 else "are"
     return f"{subject} above p = 0.5 {verb} decoded wrongly"
 
@@ -222,7 +222,7 @@ def survival_figure(group: TransitionSummary) -> Figure:
     panels = grid.ravel().tolist()
     for axes, length in zip(panels, lengths, strict=False):
         survival_panel(axes, group.crossings[group.crossings["target_tokens"] == length])
-        axes.set_title(f"{length} tokens")
+        axes.set_title(counted(int(length), "token"))
         style_for_column(axes)
         shrink_texts(axes)
     for axes in panels[len(lengths) :]:

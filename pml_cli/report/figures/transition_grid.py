@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pml_cli.analysis.transition import StubbornGrid, TransitionSummary
+from pml_cli.format import counted
 from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import PAGE, column_figure, style_for_column
 
@@ -155,7 +156,7 @@ def _title(grid: StubbornGrid, marked: bool) -> str:
     text = "" if pd.isna(grid.text) else f" of text {grid.text:g}"
     seed = "" if pd.isna(grid.seed) else f", seed {grid.seed:g}"
     marks = "; triangles: first failure" if marked else ""
-    return f"Stubborn tokens (dark){text}: {grid.length} tokens{seed}{marks}"
+    return f"Stubborn tokens (dark){text}: {counted(grid.length, 'token')}{seed}{marks}"
 
 
 def stubborn_map() -> Colormap:

@@ -113,14 +113,14 @@ def data_sizes(cells: Sequence[CellPlan]) -> list[str]:
             continue
 
         name = run.data.label if is_one_model else f"{run.data.label} for {run.model.name}"
-        size = f"{source.max_tokens:,} target tokens"
+        size = counted(source.max_tokens, "target token", spec=",")
         if isinstance(run.data, FactsData) and run.data.end != "none":
             size += " (ends included)"
         if source.sample_ends:
             longest = max(len(sample.prompt) for sample in source.cut(source.max_tokens))
             of_keys = f" of {source.keys}" if source.keys else ""
             count = counted(source.sample_ends, "sample")
-            size = f"{count}{of_keys}, {size}, longest prompt {longest} tokens"
+            size = f"{count}{of_keys}, {size}, longest prompt {counted(longest, 'token')}"
             size += f"; {_samples_by_length(group)}"
         lines.append(f"{name}: {size}")
         lines += _seam_lines(max(group, key=lambda cell: len(cell.samples)))

@@ -72,7 +72,8 @@ def show(
     tokens = sum(pack.tokens for pack in packs)
     lines += [
         "tokens: of one step, padding included. work: of the whole training",
-        f"in all: {tokens:,} tokens, {_targets(packs):,} of them targets; {flops_text(sum(flops))}",
+        f"in all: {counted(tokens, 'token', spec=',')}, {_targets(packs):,} of them targets; "
+        f"{flops_text(sum(flops))}",
         f"memory of a device: up to about {bytes_text(max(memory))} (tensors of the largest pack)",
         time_line(request.launch, packs, seconds, others),
         f"results go to {request.out}",

@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from pml_cli.format import percent
+from pml_cli.format import counted, percent
 from pml_cli.report.tables.layout import key_value_table
 
 # Fields of result.json that the sentences below are about.
@@ -76,7 +76,7 @@ def _task(result: dict[str, Any]) -> str:
     samples = int(result.get("samples") or 1)
     task = (
         f"rank {result['rank']}, {result['trainable_parameters']:,} trained parameters, "
-        f"{int(result['target_tokens']):,} tokens to remember"
+        f"{counted(int(result['target_tokens']), 'token', spec=',')} to remember"
     )
     return f"{task} in {samples:,} samples" if samples > 1 else task
 

@@ -77,7 +77,7 @@ def _verdict(row: dict[Any, Any]) -> str:
         f"{_probability(row['lowest_right'])}."
     )
     if not row["violations"]:
-        sufficient = f"sufficient, no violation in {row['above']:,} tokens"
+        sufficient = f"sufficient, no violation in {counted(int(row['above']), 'token', spec=',')}"
         return f"{row['dtype']}: {sufficient}; {necessity}"
 
     plural = "" if row["violations"] == 1 else "s"

@@ -74,7 +74,8 @@ def _recalled(runs: pd.DataFrame) -> str:
     best = whole.sort_values(["target_tokens", "rank"], ascending=[False, True]).iloc[0]
     return (
         f"{len(whole)} of {counted(measured, 'adapter')} recall all of their text by greedy "
-        f"decoding; the longest of {best['target_tokens']:.0f} tokens, at rank {best['rank']:.0f}."
+        f"decoding; the longest of {counted(round(best['target_tokens']), 'token')}, at rank "
+        f"{best['rank']:.0f}."
     )
 
 
