@@ -114,6 +114,13 @@ def test_a_sweep_that_was_never_begun_is_queued_with_a_hint(quick, snapshot, req
     assert (snapshot()["queued"], snapshot()["share"]) == (3, 0.0)
 
 
+def test_a_sweep_that_was_given_up_for_another_one_is_left_out(quick, snapshot, requested):
+    """As docs/running.md says."""
+    assert (snapshot()["cells"], snapshot()["done"]) == (3, 0)
+    assert quick("sweep", "rank=3", "seqlen=8", "out=runs", *FEW).returncode == 0
+    assert (snapshot()["cells"], snapshot()["done"]) == (1, 1)
+
+
 def test_two_sweeps_in_one_folder_are_counted_together(quick, snapshot):
     for ranks in ("rank=1", "rank=1,2"):
         assert quick("sweep", ranks, "seqlen=8", "out=runs", *FEW).returncode == 0
