@@ -185,7 +185,7 @@ class SweepManifest:
         Raises:
             UserError: the file is damaged, or its cells cannot be planned on this machine.
         """
-        from pml_cli.launch.packing import Packing, check, make_packs
+        from pml_cli.launch.packing import Packing, make_packs, plan_requested
 
         # Remote code is the one setting by which data could become code.
         runs = self.read_runs()
@@ -195,7 +195,7 @@ class SweepManifest:
                 "which was not requested by the command that started this worker"
             )
 
-        cells = self._as_requested(check(runs))
+        cells = self._as_requested(plan_requested(runs))
         try:
             packing = typed_values(Packing, _read_body(self.path).get("packing", {}))
         except (TypeError, UserError) as error:

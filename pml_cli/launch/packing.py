@@ -56,7 +56,7 @@ def check_with_weights(runs: Sequence[Run]) -> list[CellPlan]:
 
 
 def check(runs: Sequence[Run]) -> list[CellPlan]:
-    """Open every source and measure every cell.
+    """Open every source, measure every cell, and refuse cells that nobody should ask for.
 
     Args:
         runs: they are resolved (`data/resolve.py`); what depends on weights that are not on this
@@ -68,6 +68,27 @@ def check(runs: Sequence[Run]) -> list[CellPlan]:
     Raises:
         UserError: all faults at once, one line each.
     """
+    cells, faults = _plan_all(runs)
+    faults += [*_short_curricula(cells), *_copies(cells), *_equal_batches(cells)]
+    raise_all([*faults, *_ambiguous_names(cells)])
+    return cells
+
+
+def plan_requested(runs: Sequence[Run]) -> list[CellPlan]:
+    """As `check`, for cells that were requested before: all that can be trained are.
+
+    An earlier version may have taken what this one refuses to be asked for.
+
+    Raises:
+        UserError: all cells that cannot be trained at once, one line each.
+    """
+    cells, faults = _plan_all(runs)
+    raise_all(faults)
+    return cells
+
+
+def _plan_all(runs: Sequence[Run]) -> tuple[list[CellPlan], list[str]]:
+    """One plan for each distinct run, and a line for each that cannot be trained."""
     faults: list[str] = []
     planned: dict[str, CellPlan] = {}
     for run in runs:
@@ -78,10 +99,7 @@ def check(runs: Sequence[Run]) -> list[CellPlan]:
             continue
         first = planned.setdefault(run_key(cell.id), cell)
         faults += _differences(first, cell)
-
-    cells = list(planned.values())
-    raise_all([*faults, *_copies(cells), *_equal_batches(cells), *_ambiguous_names(cells)])
-    return cells
+    return list(planned.values()), faults
 
 
 def _plan(run: Run) -> CellPlan:
@@ -90,7 +108,6 @@ def _plan(run: Run) -> CellPlan:
     check_start(run)
     samples = samples_of(run)
     _check_full_batch(run, len(samples))
-    _check_curriculum(run, len(samples))
     # Refuses a text that cannot be read, or that leaves no window.
     generic_windows(run)
     steps = total_steps(run.train, len(samples))
@@ -131,23 +148,25 @@ def _check_full_batch(run: Run, samples: int) -> None:
         raise UserError(f"train.batch={train.batch}: {needs} (samples: {samples})")
 
 
-def _check_curriculum(run: Run, samples: int) -> None:
-    """Refuse steps that end before the curriculum has come to all samples.
+def _short_curricula(cells: Sequence[CellPlan]) -> list[str]:
+    """Faults of cells whose steps end before the curriculum has come to all samples.
 
     The others would count in every result as samples that were trained.
-
-    Raises:
-        UserError: names the setting.
     """
-    train = run.train
-    needed = steps_for_all_samples(train, samples)
-    # Epochs are set against the boundaries by the settings themselves.
-    if not train.curriculum or train.epochs is not None or needed <= train.steps:
-        return
-    raise UserError(
-        f"train.curriculum={train.curriculum}: comes to all of the {counted(samples, 'sample')} "
-        f"after {needed:,} steps; train.steps={train.steps} must be at least that"
-    )
+    faults = []
+    for cell in cells:
+        train, samples = cell.run.train, len(cell.samples)
+        # Epochs are set against the boundaries by the settings themselves.
+        if not train.curriculum or train.epochs is not None:
+            continue
+        needed = steps_for_all_samples(train, samples)
+        if needed > train.steps:
+            faults.append(
+                f"train.curriculum={train.curriculum}: comes to all of the "
+                f"{counted(samples, 'sample')} after {needed:,} steps; "
+                f"train.steps={train.steps} must be at least that"
+            )
+    return faults
 
 
 def _differences(first: CellPlan, other: CellPlan) -> list[str]:
@@ -275,7 +294,7 @@ def make_packs(
     """Cut cells into packs within the budget of tokens a step, longest first.
 
     Args:
-        cells: from `check`.
+        cells: from `check` or `plan_requested`.
         packing: the budget; None: the defaults.
         memory_of: peak bytes of a pack.
     """

@@ -12,7 +12,7 @@ from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.errors import UserError
 from pml_cli.launch.cost_model import peak_memory
 from pml_cli.launch.manifest import SweepManifest, read_manifests
-from pml_cli.launch.packing import Packing, check, make_packs
+from pml_cli.launch.packing import Packing, check, make_packs, plan_requested
 from pml_cli.training.losses.memft_ot import MemftOtLoss
 
 CPU = Model(device="cpu")
@@ -62,6 +62,20 @@ def test_every_process_plans_the_same_packs(tmp_path, name):
     planned = read.plan_packs()
     assert ids(planned) == ids(packs)
     assert [pack.cells for pack in planned] == [pack.cells for pack in packs]
+
+
+def test_workers_go_on_with_what_an_earlier_version_took(tmp_path):
+    """Ten facts: batches that hold all of them, and steps that end before all are in use."""
+
+    def cell(**train):
+        return run(seqlen=110, data=PhonebookData(), train=Train(**train))
+
+    runs = [cell(batch=10), cell(batch=99), cell(batch=2, steps=3, curriculum=[3])]
+    with pytest.raises(UserError, match=r"^train\.curriculum=\[3\]: .*\ntrain\.batch=99: "):
+        check(runs)
+    packs = make_packs(plan_requested(runs))
+    manifest = SweepManifest.write(tmp_path, packs, Packing())
+    assert ids(manifest.plan_packs()) == ids(packs)
 
 
 def test_shared_settings_are_written_once(tmp_path):
