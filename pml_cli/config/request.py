@@ -89,7 +89,7 @@ def load(
         lines += _device_faults(cells)
     # What is read can be told of cells without faults alone.
     if cells and not lines:
-        lines += unread_faults(cells, _given(grids, overridden))
+        lines += unread_faults(cells, _given(grids, overridden), overridden)
     raise_all(lines)
     return _request(cells, swept)
 

@@ -41,7 +41,9 @@ class _Group:
     """The others, by key."""
 
 
-def unread_faults(cells: Sequence[Run], given: Collection[str]) -> Iterator[str]:
+def unread_faults(
+    cells: Sequence[Run], given: Collection[str], typed: Collection[str]
+) -> Iterator[str]:
     """A line for each setting that was given, and that nothing reads.
 
     That is one with several values in cells that are equal otherwise. The steps are one of two ways
@@ -50,6 +52,7 @@ def unread_faults(cells: Sequence[Run], given: Collection[str]) -> Iterator[str]
     Args:
         cells: of a sweep, one or more, each once.
         given: keys that the user gave.
+        typed: those of them on the command line, where each value is meant.
     """
     unread_of_copies = list(_copies(cells).values())
     unread_by_all = set.intersection(*(set(copies[0]) for copies in unread_of_copies))
@@ -64,9 +67,11 @@ def unread_faults(cells: Sequence[Run], given: Collection[str]) -> Iterator[str]
 
     if STEPS in given and STEPS in unread_by_all:
         steps = [unread[STEPS] for copies in unread_of_copies for unread in copies]
-        changed = [value for value in steps if value.text != value_text(Train().steps)]
-        if changed:
-            idle.setdefault(STEPS, changed)
+        if STEPS not in typed:
+            # A file of all settings lists the default too.
+            steps = [value for value in steps if value.text != value_text(Train().steps)]
+        if steps:
+            idle.setdefault(STEPS, steps)
 
     for key, values in idle.items():
         if key in NOT_IN_IDS and key not in unread_by_all:

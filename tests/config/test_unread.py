@@ -18,6 +18,8 @@ EPOCHS = "not read with train.epochs=5, which says how long"
         (["train.epochs=5", "train.steps=100,200"], f"train.steps=100,200: {EPOCHS}; leave one"),
         # Also one value: whoever gives it means the length of the training.
         (["train.epochs=5", "train.steps=100"], f"train.steps=100: {EPOCHS}; leave one"),
+        # Nor is the default meant to be passed over.
+        (["train.epochs=5", "train.steps=500"], f"train.steps=500: {EPOCHS}; leave one"),
         (["train.epochs=5,null", "train.steps=9,8"], f"train.steps=9,8: {EPOCHS}; give each case"),
         (["train.tolerance=0.5,0.1"], "train.tolerance=0.5,0.1: only read with train.stop=conver"),
         (["train.stop_margin=0,0.3"], "train.stop_margin=0,0.3: only read with train.stop=recall"),
@@ -40,8 +42,7 @@ def test_cells_that_differ_in_nothing_that_is_read_are_refused(overrides, line):
     ("overrides", "cells"),
     [
         (["train.epochs=5"], 1),
-        # As a file of all settings writes it.
-        (["train.epochs=5", "train.steps=500", "train.tolerance=0.05"], 1),
+        (["train.epochs=5", "train.tolerance=0.05"], 1),
         (["train.epochs=5,null", "train.steps=100"], 2),
         (["train.tolerance=0.5"], 1),
         (["train.optimizer=lbfgs", "train.stop=converged", "train.tolerance=0.5,0.1"], 2),
@@ -68,6 +69,14 @@ def test_epochs_of_the_command_line_take_the_place_of_a_files_steps(tmp_path):
     file.write_text("train: {epochs: 50, steps: 5}\n")
     with pytest.raises(UserError, match=r"^train\.steps=5: "):
         load("sweep", [], file)
+
+
+def test_a_file_of_all_settings_may_list_default_steps_beside_epochs(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {epochs: 50, steps: 500}\n")
+    assert load("sweep", [], file).runs[0].train.epochs == 50
+    with pytest.raises(UserError, match=r"^train\.steps=500: .*or give train\.epochs=null$"):
+        load("sweep", ["train.steps=500"], file)
 
 
 @pytest.mark.slow
