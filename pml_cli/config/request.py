@@ -70,6 +70,8 @@ def load(
     grids = [overridden]
     if file is not None:
         file_grids, file_lines = _read_grids(file, config_dir)
+        if _overrules_steps(overridden):
+            file_grids = [_with_one_length(grid) for grid in file_grids]
         grids = [grid | overridden for grid in file_grids]
         lines += file_lines
         lines += _rate_faults(file, file_grids, overridden)
@@ -397,10 +399,24 @@ def _length_faults(grids: list[Grid]) -> Iterator[str]:
             )
 
 
+def _overrules_steps(overridden: Grid) -> bool:
+    """Whether the command line says in epochs how long every cell is trained."""
+    epochs = overridden.get("train.epochs", [])
+    return bool(epochs) and None not in epochs and "train.steps" not in overridden
+
+
+def _with_one_length(grid: Grid) -> Grid:
+    """A grid of a sweep file whose steps nothing reads: they make no cells of their own."""
+    if "train.steps" not in grid:
+        return grid
+    # Not none, as ids count them all the same.
+    return grid | {"train.steps": grid["train.steps"][:1]}
+
+
 def _given(grids: list[Grid], overridden: Grid) -> set[str]:
     """The keys that were given, but for steps of a sweep file that the command line overrules."""
     given = {key for grid in grids for key in grid}
-    if "train.steps" not in overridden and "train.epochs" in overridden:
+    if _overrules_steps(overridden):
         given.discard("train.steps")
     return given
 

@@ -58,7 +58,15 @@ def test_what_is_read_somewhere_or_changes_nothing_is_allowed(overrides, cells):
 def test_epochs_of_the_command_line_take_the_place_of_a_files_steps(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("train.steps: 50\n")
-    assert load("sweep", ["train.epochs=5"], file).runs[0].train.epochs == 5
+    (run,) = load("sweep", ["train.epochs=5"], file).runs
+    # Ids count the steps.
+    assert (run.train.epochs, run.train.steps) == (5, 50)
+
+    file.write_text("train.steps: [50, 100]\nrank: [1, 2]\n")
+    request = load("sweep", ["train.epochs=5"], file)
+    assert [run.rank for run in request.runs] == [1, 2]
+    assert request.swept == ["rank"]
+    assert len(load("sweep", ["train.epochs=null"], file).runs) == 4
 
     # The other way round the file's epochs would win over what is asked for.
     file.write_text("train.epochs: 50\n")
