@@ -6,7 +6,6 @@ Without torch.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -268,21 +267,34 @@ class Packing:
     memory: int | None = None
     """Bytes that one worker may fill; None: unknown, and not considered."""
 
+    cpu_memory: int | None = None
+    """The same for cells on the CPU in a sweep that also uses a GPU; None: `memory`."""
+
+    def memory_on(self, kind: str) -> int | None:
+        """Bytes that one worker may fill on a kind of device, cuda or cpu; None: unknown."""
+        if kind == "cpu" and self.cpu_memory is not None:
+            return self.cpu_memory
+        return self.memory
+
 
 def packing_for(launch: Launch, cells: Sequence[CellPlan]) -> Packing:
     """How cells are cut for the devices that a sweep is launched on."""
     runs = [cell.run for cell in cells]
     visible_devices = launch.visible_devices(runs)
     memory = round(launch.device_gb * 2**30) or None
+    cpu_memory = None
     if memory is None and not launch.remote:
-        kind = device_kind(runs[0].model.device)
-        memory = memory_per_worker(kind, visible_devices)
+        kinds = {device_kind(run.model.device) for run in runs}
+        memory = memory_per_worker("cuda" if "cuda" in kinds else "cpu", visible_devices)
+        if len(kinds) > 1:
+            cpu_memory = memory_per_worker("cpu", visible_devices)
 
     return Packing(
         pack_tokens=launch.pack_tokens,
         devices=len(visible_devices),
         gpu=launch.uses_gpu,
         memory=memory,
+        cpu_memory=cpu_memory,
     )
 
 
@@ -332,15 +344,17 @@ def _cut(
     for cell in cells:
         groups.setdefault(_compatible_key(cell), []).append(cell)
 
-    packs = []
+    packs: list[Pack] = []
     for group in groups.values():
         kind = device_kind(group[0].run.model.device, packing.gpu)
         budget = (packing.pack_tokens or PACK_TOKENS[kind]) // parts
-        packs += _fill_packs(_with_stream(group, packing.memory), budget)
-
-    if packing.memory is not None:
-        fitting = [_fit_memory(pack, packing.memory, memory_of) for pack in packs]
-        packs = list(itertools.chain.from_iterable(fitting))
+        memory = packing.memory_on(kind)
+        filled = _fill_packs(_with_stream(group, memory), budget)
+        if memory is None:
+            packs += filled
+            continue
+        for pack in filled:
+            packs += _fit_memory(pack, memory, memory_of)
 
     # One model after the other, so that each is loaded once.
     return sorted(packs, key=_training_order)

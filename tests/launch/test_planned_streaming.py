@@ -79,6 +79,25 @@ def test_without_a_known_memory_it_is_left_to_the_workers(monkeypatch):
     assert peak_memory(pack) > bytes_of(TINY)
 
 
+@pytest.mark.parametrize("kinds", [("cpu", "cuda"), ("cuda", "cpu")])
+def test_each_cell_is_decided_by_the_memory_of_its_own_kind_of_device(tmp_path, monkeypatch, kinds):
+    """The weights fit this machine, and not its GPU."""
+    memory = {"cpu": 2**40, "cuda": 2**20}
+    monkeypatch.setattr(devices, "device_memory", memory.get)
+    cells = [cell for kind in kinds for cell in cells_of(dataclasses.replace(TINY, device=kind))]
+    # They would have the ids of the same runs.
+    cells = check([dataclasses.replace(cell.run, seed=n) for n, cell in enumerate(cells)])
+    cut = packing_for(InlineLaunch(), cells)
+    packs = make_packs(cells, cut)
+    assert {(pack.model.device, pack.model.stream) for pack in packs} == {
+        ("cpu", False),
+        ("cuda", True),
+    }
+    assert SweepManifest.read(SweepManifest.write(tmp_path, packs, cut).path).plan_packs() == packs
+    # Each cell on the GPU by itself, as nothing fits there.
+    assert sorted(len(pack.cells) for pack in packs) == [1, 1, 2]
+
+
 @pytest.mark.parametrize("choice", [True, False])
 @pytest.mark.parametrize("memory", [None, 1, 2**40])
 def test_what_the_user_says_stands(choice, memory):
