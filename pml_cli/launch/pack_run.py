@@ -230,7 +230,10 @@ class PackRun(TrainingObserver):
         for cell, measured in zip(cells, measures, strict=True):
             plan = self._plans[id(cell)]
             # After a takeover the successor writes the folder.
-            if self.lease.holds(plan.id):
+            if not self.lease.holds(plan.id):
+                continue
+            # A result that is written is also reported.
+            with self.signals.deferred():
                 self._write(plan, cell, measured, spent)
                 self.owner.end_cell(plan, cell.failure)
         self.signals.training = True

@@ -328,6 +328,25 @@ def test_stopped_while_its_results_are_written_a_pack_gives_the_same_bits(
     assert_same_runs(second.out, undisturbed, cells)
 
 
+def test_a_cell_whose_result_is_written_is_reported_before_a_signal_is_obeyed(
+    workplace, monkeypatch
+):
+    finish = RunFolder.finish
+
+    def interrupted(folder, result):
+        finish(folder, result)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunFolder, "finish", interrupted)
+    cells = planned(ranks=(2, 1))
+    with workplace() as first:
+        with first.trainer.signals, pytest.raises(Stopped):
+            first.train(cells)
+        (done,) = [event["cell"] for event in first.events("done")]
+        assert [cell.id for cell in cells if RunFolder(first.out, cell.id).is_done()] == [done]
+        assert set(first.reported) == {done}
+
+
 @pytest.mark.parametrize(
     ("error", "is_told"), [(errno.ESTALE, True), (errno.EIO, True), (errno.EACCES, False)]
 )
