@@ -15,9 +15,9 @@ TRAINING = ("sweep", "memft", "probe", "memorize", "capacity")
 
 # Folders that the pages speak of, and what a folder of runs was made by.
 FOLDERS = {
-    ("sweep", "-f", "quickstart"): ("quickstart", "law", "mine", "bits"),
+    ("sweep", "-f", "quickstart"): ("quickstart", "law", "bits"),
     ("sweep", "rank=1,2", "seqlen=8", "loss=sft,memft_margin", "train.steps=20"): (
-        *("memft", "kept", "transition", "sweep"),
+        *("memft", "kept", "transition", "sweep", "mine"),
     ),
     ("probe", "rank=2", "seqlen=8", "train.steps=20"): ("probe",),
     ("memorize", "two.jsonl", "rank=8", "train.epochs=60"): ("memorize",),

@@ -11,7 +11,7 @@ from support.facts import write_facts
 from support.killed import check_equal_runs, check_readable
 from support.processes import done_cells, finished_cells, run_pml, start_pml
 
-ROUNDS = int(os.environ.get("PML_KILL_ROUNDS", "8"))
+ROUNDS = int(os.environ.get("PML_KILL_ROUNDS", "4"))
 # Seconds from the start to a kill, at most.
 LONGEST_WAIT = float(os.environ.get("PML_KILL_SECONDS", "12"))
 SEARCH = (
