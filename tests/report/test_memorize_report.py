@@ -205,10 +205,10 @@ def test_the_figure_marks_the_answer_and_the_limits(tmp_path):
 def test_the_title_of_the_figure_says_what_the_terminal_says(tmp_path):
     report = planted_report(tmp_path)
     title = memorize_figure(report).get_suptitle()
-    assert title == "4 facts: least rank within the limits: 3 (smaller ones failed)"
+    assert title == "4 facts: rank 3 is the least within the limits (smaller ones failed)"
 
     # Of rank=4,8 nothing below 4 was tried: it need not be the least.
     above = [cell for cell in report.cells if cell.trial.rank >= 4]
     least = dataclasses.replace(report.answer, rank=4, low=4, high=4, seed=0)
     title = memorize_figure(dataclasses.replace(report, answer=least, cells=above)).get_suptitle()
-    assert title == "4 facts: least rank within the limits: 4 (the smallest that was tried)"
+    assert title == "4 facts: rank 4 is the least within the limits (the smallest that was tried)"

@@ -49,7 +49,7 @@ def memorize_figure(report: MemorizeReport) -> Figure:
 
 def _title(report: MemorizeReport) -> str:
     answer = report.answer
-    outcome = f"least rank within the limits: {answer.rank} ({band_text(report)})"
+    outcome = f"rank {answer.rank} is the least within the limits ({band_text(report)})"
     if not answer.reached:
         outcome = f"no rank within the limits; the best is {answer.rank}"
     unit = "one text" if report.facts is None else counted(report.facts, "fact")
