@@ -148,6 +148,10 @@ class PackRun(TrainingObserver):
         # After a takeover the checkpoint belongs to the successor.
         if not self.lease.check_fenced():
             self.checkpoint.unlink(missing_ok=True)
+        # A signal that came while the last results were written; no step has looked at it.
+        stop = self.signals.stop
+        if stop is not None and stop.signum is not None:
+            raise stop
         self._record_throughput()
 
     def _record_throughput(self) -> None:
@@ -225,18 +229,16 @@ class PackRun(TrainingObserver):
         # Decoding takes long and looks at no request: meanwhile a signal ends the process at once.
         self.signals.training = False
         measures = extra_measures(self.base, cells)
+        # From here on it waits for all results: one that is written is also reported.
+        self.signals.training = True
         spent = {"seconds": self._seconds_per_cell(), "pack_size": len(self.attempt.pack)}
 
         for cell, measured in zip(cells, measures, strict=True):
             plan = self._plans[id(cell)]
             # After a takeover the successor writes the folder.
-            if not self.lease.holds(plan.id):
-                continue
-            # A result that is written is also reported.
-            with self.signals.deferred():
+            if self.lease.holds(plan.id):
                 self._write(plan, cell, measured, spent)
                 self.owner.end_cell(plan, cell.failure)
-        self.signals.training = True
 
     def _write(
         self,

@@ -75,21 +75,6 @@ class Signals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Outside of the training loop: a first signal waits for the end of the block.
-
-        Raises:
-            Stopped: one came.
-        """
-        self.training = True
-        try:
-            yield
-        finally:
-            self.training = False
-        if self.stop is not None:
-            raise self.stop
-
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.save_requested = True
         checkpoint_only = signal.SIGTERM if self._on_slurm else signal.SIGUSR2
