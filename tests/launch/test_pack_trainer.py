@@ -527,21 +527,31 @@ def test_interrupted_three_times_with_minibatches_dropout_and_cells_that_leave(w
     assert RunFolder(last.out, cells[3].id).failure() == RunFolder(whole.out, cells[3].id).failure()
 
 
-def test_a_signal_between_two_looks_at_it_leaves_a_checkpoint(workplace, monkeypatch):
-    """It comes while the trainer asks whether a checkpoint is due, as a clock may have it."""
-    cells = planned(ranks=(2, 1))
+def signal_between_looks(monkeypatch, number):
+    """Send a signal while the trainer asks whether a checkpoint is due, as a clock may have it."""
     looks = itertools.count()
     is_checkpoint_due = PackRun._is_checkpoint_due
 
     def interrupted(self):
         if next(looks) == BREAK:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return is_checkpoint_due(self)
 
     monkeypatch.setattr(PackRun, "_is_checkpoint_due", interrupted)
+
+
+def test_a_signal_between_two_looks_at_it_leaves_a_checkpoint(workplace, monkeypatch):
+    signal_between_looks(monkeypatch, signal.SIGTERM)
     with workplace() as first:
         with first.trainer.signals, pytest.raises(Stopped):
-            first.train(cells)
+            first.train(planned(ranks=(2, 1)))
+        assert [event["step"] for event in first.events("checkpoint")] == [BREAK + 1]
+
+
+def test_a_request_between_two_looks_at_it_is_not_lost(workplace, monkeypatch):
+    signal_between_looks(monkeypatch, signal.SIGUSR2)
+    with workplace() as first, first.trainer.signals:
+        first.train(planned(ranks=(2, 1)))
         assert [event["step"] for event in first.events("checkpoint")] == [BREAK + 1]
 
 
@@ -554,21 +564,6 @@ def test_a_cancellation_leaves_a_checkpoint(workplace):
 
 
 GOING_ON = {"SIGUSR2": (False, signal.SIGUSR2), "SIGTERM on Slurm": (True, signal.SIGTERM)}
-
-
-def test_a_request_between_two_looks_at_it_is_not_lost(workplace, monkeypatch):
-    looks = itertools.count()
-    is_checkpoint_due = PackRun._is_checkpoint_due
-
-    def requested(self):
-        if next(looks) == BREAK:
-            os.kill(os.getpid(), signal.SIGUSR2)
-        return is_checkpoint_due(self)
-
-    monkeypatch.setattr(PackRun, "_is_checkpoint_due", requested)
-    with workplace() as first, first.trainer.signals:
-        first.train(planned(ranks=(2, 1)))
-        assert [event["step"] for event in first.events("checkpoint")] == [BREAK + 1]
 
 
 @pytest.mark.parametrize("name", GOING_ON)
