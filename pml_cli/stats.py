@@ -149,6 +149,10 @@ def clustered_proportion(
     return Proportion(successes=count, trials=total, low=low, high=high)
 
 
+# Shares that differ by less are equal.
+SAME_SHARE = 1e-12
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeanShare:
     """A mean of shares with its 95 % interval; nan without any."""
@@ -175,7 +179,8 @@ def mean_share(shares_C: ArrayLike, trials_C: ArrayLike) -> MeanShare:
 
     mean = float(shares.mean())
     variance = 0.0
-    if clusters >= MIN_CLUSTERS:
+    # The variance of equal shares may be rounding alone.
+    if clusters >= MIN_CLUSTERS and float(np.ptp(shares)) > SAME_SHARE:
         variance = float(shares.var(ddof=1)) / clusters
     # As many trials of one binomial share have the variance of a mean of binomial shares.
     most_trials = clusters**2 / float((1 / trials).sum())

@@ -75,6 +75,14 @@ def test_a_mean_of_shares_is_the_proportion_where_all_have_as_many_trials():
         assert (mean.low, mean.high) == pytest.approx((pooled.low, pooled.high))
 
 
+@pytest.mark.parametrize("clusters", range(4, 12))
+def test_equal_shares_differ_by_no_rounding(clusters):
+    for successes, trials in ((1, 5), (1, 3), (2, 7)):
+        mean = mean_share([successes / trials] * clusters, [trials] * clusters)
+        pooled = clustered_proportion([successes] * clusters, [trials] * clusters)
+        assert (mean.low, mean.high) == pytest.approx((pooled.low, pooled.high))
+
+
 def test_a_mean_of_shares_weighs_all_alike():
     mean = mean_share([1, 0], [1, 99])
     assert mean.value == 0.5

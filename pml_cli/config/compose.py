@@ -98,7 +98,7 @@ def parse_file_texts(
     """The texts of a sweep file to the values of each key.
 
     A text that is no sweep of values means itself, whatever characters it has: unlike a command
-    line, YAML has quotes of its own.
+    line, YAML has quotes of its own. In them too, a number, true, false and null are no text.
 
     Args:
         texts: by key.
@@ -143,8 +143,10 @@ def _file_values(key: str, text: str, config_dir: Path | None) -> list[Any]:
     # A key that is none, such as `a=b`, is refused by its whole name.
     if name != key:
         return [text]
-    # The grammar leaves blanks at the ends out; in YAML whoever quotes them means them.
-    return [text] if values == [text.strip()] else values
+    # The grammar leaves blanks at the ends out, and every second backslash.
+    is_text = len(values) == 1 and isinstance(values[0], str)
+    is_plain = not SEVERAL.search(text.strip()) and text.strip()[:1] not in ("'", '"')
+    return [text] if is_text and is_plain else values
 
 
 def _joined(error: UserError) -> str:
@@ -207,7 +209,7 @@ def _remedy(error: UserError, text: str) -> str:
 def _remedy_in_yaml(text: str) -> str:
     """How a sweep file takes a text as it is."""
     # With codes for line breaks and the like.
-    literal = json.dumps(text, ensure_ascii=not text.isprintable())
+    literal = json.dumps(text.replace("${", r"\${"), ensure_ascii=not text.isprintable())
     if len(text) > MAX_QUOTED:
         literal = '"text"'
     return f"a text that is one value goes into a list: [{literal}]"

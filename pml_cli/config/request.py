@@ -71,7 +71,7 @@ def load(
     if file is not None:
         file_grids, file_lines = _read_grids(file, config_dir)
         if _overrules_steps(overridden):
-            file_grids = [_with_one_length(grid) for grid in file_grids]
+            file_grids = [_with_one_number_of_steps(grid) for grid in file_grids]
         grids = [grid | overridden for grid in file_grids]
         lines += file_lines
         lines += _rate_faults(file, file_grids, overridden)
@@ -405,7 +405,7 @@ def _overrules_steps(overridden: Grid) -> bool:
     return bool(epochs) and None not in epochs and "train.steps" not in overridden
 
 
-def _with_one_length(grid: Grid) -> Grid:
+def _with_one_number_of_steps(grid: Grid) -> Grid:
     """A grid of a sweep file whose steps nothing reads: they make no cells of their own."""
     if "train.steps" not in grid:
         return grid

@@ -1,6 +1,7 @@
 """Sweep files: a YAML mapping of keys to a value, a list (swept) or a sweep in Hydra's grammar.
 
-A text that is no sweep of values (`4,8`, `range(1,9)`, `glob(*)`) means itself.
+A text that is no sweep of values (`4,8`, `range(1,9)`, `glob(*)`) means itself, but for a number,
+true, false and null.
 Nested mappings are flattened with dots. `grids:` lists such mappings; each is merged over the
 shared keys. A sweep file may be from somebody else: it is data, and neither runs code nor reads the
 environment of who uses it.

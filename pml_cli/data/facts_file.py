@@ -171,8 +171,8 @@ def _table_rows(path: str, text: str, delimiter: str) -> list[Row]:
 
 def _missing_header(names: list[str], delimiter: str) -> str:
     """The line about a header that is none; empty where its cells may be names of columns."""
-    # A table of one column has no place for a question and its answer.
-    if len(names) < 2 or not any(map(_is_sentence, names)):
+    # A table of one column has no place for a question and its answer, which come first.
+    if len(names) < 2 or not any(map(_is_sentence, names[:2])):
         return ""
     columns = ["question", "answer", *(f"column{number}" for number in range(3, len(names) + 1))]
     header = delimiter.join(columns[:MAX_COLUMNS]).replace("\t", "<tab>")

@@ -135,7 +135,7 @@ class PackRun(TrainingObserver):
         """Train to the end; the folder of each cell is written when it ends.
 
         Raises:
-            Stopped: asked to end; a checkpoint is on disk.
+            Stopped: asked to end; a checkpoint is on disk, or all cells have ended.
         """
         self.signals.training = True
         try:

@@ -47,7 +47,7 @@ class Signals:
         save_requested: a checkpoint is wanted.
         stop: to be raised once that checkpoint is written, by whoever waits in a loop; None: the
             work goes on.
-        training: set by the training loop while it looks at the two above.
+        training: set while the training loop looks at the two above, or writes results.
     """
 
     def __init__(self, on_slurm: bool = False) -> None:

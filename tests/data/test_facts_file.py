@@ -435,6 +435,7 @@ TABLE_FAULTS = {
     "twice": (b"question,answer,answer\n", "line 1 has two columns 'answer'"),
     "header": (b"question,answer\n", "no rows"),
     "blank": (b",\n,,\n", "no rows"),
+    "header with a question among its names": (b"question,answer,Any notes?\n", "no rows"),
     "no header": (
         b"Ada:,one\nBob:,two\n",
         "the header seems to be missing, the first line is a fact (Ada:, one); put the names of "
@@ -487,6 +488,12 @@ def test_a_header_of_sentences_may_be_named(tmp_path):
         facts(tmp_path / "facts.csv", prompt_key="question")
     found, _ = facts(tmp_path / "facts.csv", prompt_key="Wo?", target_key="hier")
     assert found == [((("user", "Was?"),), "das")]
+
+
+def test_a_mistyped_key_of_a_header_with_a_long_name_is_named_with_the_nearest(tmp_path):
+    (tmp_path / "facts.csv").write_text("prompt,answer,What is the target of it?\nq,a,t\n")
+    with pytest.raises(UserError, match=r"has no 'promt'.*did you mean 'prompt'"):
+        facts(tmp_path / "facts.csv", prompt_key="promt")
 
 
 def test_a_key_that_is_not_there_is_named_with_the_nearest(tmp_path):
